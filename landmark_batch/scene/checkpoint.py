@@ -1,0 +1,61 @@
+"""load_scene: a LandMark checkpoint of any kind becomes SceneWeights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from landmark_batch.errors import CheckpointError
+from landmark_batch.scene.assemble import configure, open_checkpoint, read_weights
+from landmark_batch.scene.edit import apply_edit, check_edit
+from landmark_batch.scene.layout import find_scene_files
+from landmark_batch.scene.weights import SceneConfig, SceneWeights, scene_bytes
+
+
+def load_scene(
+    path: Path, *, plane_division: tuple[int, int] | None = None, edit: str | None = None, edit_block: int | None = None
+) -> SceneWeights:
+    """Read a LandMark scene onto the CPU in float32, channels last.
+
+    path: a sequential .th, a -merged-stack.th, one of its companions (its partner is read), one -sub{b}.th (that block alone, in
+    its own part of the box), or a directory with all -sub{b}.th of a training (what LandMark's merge would give, without it).
+    plane_division: blocks along x and y; default the checkpoint's own. edit: 'reset', 'new' or 'remove' with the block to
+    exchange (default the only one that has such a file): LandMark's edit mode.
+
+    Memory: tensors are read one by one from a memory-mapped file, so the peak is the scene in float32 plus file pages that the
+    system may drop; a file in torch's format from before 1.6 is read whole: its size plus the scene.
+    Raises CheckpointError naming the file, the value and the remedy.
+    """
+    _check_edit_block(path, edit, edit_block)
+    files = find_scene_files(Path(path))
+    first = open_checkpoint(files.paths[0], files)
+    config, notes = configure(files, first, plane_division)
+    try:
+        weights = read_weights(files, first, config, notes)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{files.paths[0]}: the scene needs {scene_bytes(config) / 2**30:.1f} GiB in float32, which this machine does not give",
+            remedy="render on a machine with more memory",
+        ) from error
+    return weights if edit is None else apply_edit(weights, files, edit, edit_block)
+
+
+def load_config(
+    path: Path, *, plane_division: tuple[int, int] | None = None, edit: str | None = None, edit_block: int | None = None
+) -> SceneConfig:
+    """The SceneConfig that `load_scene` would give, without reading planes into memory (for planning). Raises as `load_scene`.
+
+    What only the numbers show (NaN, a damaged mask, blocks of different trainings) is found by `load_scene` alone.
+    """
+    _check_edit_block(path, edit, edit_block)
+    files = find_scene_files(Path(path))
+    config = configure(files, open_checkpoint(files.paths[0], files), plane_division)[0]
+    if edit is not None:
+        check_edit(config, files, edit, edit_block)
+    return config
+
+
+def _check_edit_block(path: Path, edit: str | None, edit_block: int | None) -> None:
+    if edit is None and edit_block is not None:
+        raise CheckpointError(f"{path}: edit_block = {edit_block} without edit", remedy="set scene.edit to reset, new or remove")
