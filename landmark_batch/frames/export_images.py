@@ -1,0 +1,156 @@
+"""Frames of a store as image files, in parallel; files that already show the same pixels are left alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .depth_range import depth_range
+from .image_files import KEY, ImageLabel, read_label, write_image
+from .image_names import image_paths
+from .image_settings import ImageSettings
+from .outfile import make_folder, remove_leftovers, sync_folders
+from .source import FrameSource, select_frames
+
+_log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """written, unchanged, missing: frame indices. bytes: written. near, far: of colour-mapped depth, scene units. first: one path."""
+
+    folder: Path
+    output: str
+    format: str
+    written: tuple[int, ...]
+    unchanged: tuple[int, ...]
+    missing: tuple[int, ...]
+    bytes: int
+    seconds: float
+    near: float | None = None
+    far: float | None = None
+    first: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "folder": str(self.folder), "first": None if self.first is None else str(self.first)}
+
+    def plus(self, other: ImageReport) -> ImageReport:
+        """Both together, for exports that come in parts."""
+        return replace(
+            other,
+            written=tuple(sorted({*self.written, *other.written})),
+            unchanged=tuple(sorted({*self.unchanged, *other.unchanged})),
+            bytes=self.bytes + other.bytes,
+            seconds=self.seconds + other.seconds,
+            first=self.first or other.first,
+        )
+
+
+class ImageExporter:
+    """Writes frames of `source` as images into `folder`. Safe to run again: only what changed is written.
+
+    workers: threads (compression and file writes run outside Python's lock); None = one a core, at most 16.
+    Raises ConfigError before anything is read or written: an output the source lacks, 16 bits from uint8, a bad pattern.
+    """
+
+    def __init__(self, source: FrameSource, folder: Path, settings: ImageSettings | None = None, *, workers: int | None = None) -> None:
+        self.source = source
+        self.folder = Path(folder)
+        self.settings = settings or ImageSettings()
+        self.notes = tuple(self.settings.check_source(source))
+        self._workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))
+        self._paths = image_paths(
+            self.folder,
+            self.settings.pattern,
+            range(source.frames),
+            name=source.name,
+            output=self.settings.output,
+            ext=self.settings.ext,
+            start_number=self.settings.start_number,
+        )
+
+    def path(self, frame: int) -> Path:
+        """The file of a frame."""
+        return self._paths[frame]
+
+    def export(
+        self, frames: Iterable[int] | None = None, *, allow_missing: bool = False, force: bool = False, progress: Progress | None = None
+    ) -> ImageReport:
+        """Write `frames` (None = the whole flight). force: also those whose file is up to date. progress: called with (done, all).
+
+        A colour-mapped depth without near and far takes percentiles over the frames of this very call.
+        Raises StoreError naming unfinished frames unless allow_missing, DiskFullError or ConfigError if a file cannot be written;
+        what was written until then stays.
+        """
+        started = time.perf_counter()
+        selection = select_frames(self.source, frames, allow_missing=allow_missing)
+        near, far = self._range(selection.ready)
+        digests = {frame: selection.digests[frame][self.settings.output] for frame in selection.ready}
+        folders = {self._paths[frame].parent for frame in selection.ready} | {self.folder}
+        for folder in sorted(folders):
+            make_folder(folder)
+            remove_leftovers(folder)
+        sizes = self._run(digests, near, far, force, progress)
+        sync_folders(folders)
+        written = tuple(frame for frame in selection.ready if sizes[frame] is not None)
+        report = ImageReport(
+            folder=self.folder,
+            output=self.settings.output,
+            format=self.settings.format,
+            written=written,
+            unchanged=tuple(frame for frame in selection.ready if sizes[frame] is None),
+            missing=selection.missing,
+            bytes=sum(size or 0 for size in sizes.values()),
+            seconds=time.perf_counter() - started,
+            near=near,
+            far=far,
+            first=self._paths[selection.ready[0]],
+            notes=self.notes,
+        )
+        _log.info("%s: %d images written, %d unchanged, %d missing", self.folder, len(written), len(report.unchanged), len(report.missing))
+        return report
+
+    def _range(self, frames: tuple[int, ...]) -> tuple[float | None, float | None]:
+        if not self.settings.is_mapped:
+            return None, None
+        return depth_range(self.source, frames, near=self.settings.near, far=self.settings.far, percentiles=self.settings.percentiles)
+
+    def _run(
+        self, digests: dict[int, str], near: float | None, far: float | None, force: bool, progress: Progress | None
+    ) -> dict[int, int | None]:
+        """{frame: bytes written, or None if its file was up to date}. At most two frames a thread are in hand."""
+        results: dict[int, int | None] = {}
+        waiting = iter(digests)
+        hand: dict[Future[int | None], int] = {}
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="images")
+        try:
+            while True:
+                while len(hand) < 2 * self._workers and (frame := next(waiting, None)) is not None:
+                    hand[pool.submit(self._one, frame, digests[frame], near, far, force)] = frame
+                if not hand:
+                    return results
+                for future in wait(hand, return_when=FIRST_COMPLETED).done:
+                    frame = hand.pop(future)
+                    results[frame] = future.result()
+                    if progress is not None:
+                        progress(len(results), len(digests))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _one(self, frame: int, digest: str, near: float | None, far: float | None, force: bool) -> int | None:
+        source, settings, path = self.source, self.settings, self._paths[frame]
+        key = settings.key(digest, near, far, source.metres_per_unit)
+        if not force and read_label(path, settings.format).get(KEY) == key:
+            return None
+        pose = source.pose(frame) if settings.format == "exr" else None
+        label = ImageLabel(source.name, frame, digest, key, near, far, source.metres_per_unit, pose)
+        return write_image(path, source.read(settings.output, frame), settings, label)

@@ -1,0 +1,212 @@
+"""Exports that go on while a job renders: images right away, the film as far as its frames stand without a gap."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from landmark_batch.chunks import format_frame_ranges
+from landmark_batch.errors import LandmarkError
+from landmark_batch.events import ChunkDone, Event
+from landmark_batch.frames.export_images import ImageExporter, ImageReport
+from landmark_batch.frames.export_video import VideoExporter, VideoReport
+from landmark_batch.frames.source import FrameSource
+from landmark_batch.frames.store_source import open_source
+from landmark_batch.job import RenderJob
+from landmark_batch.workflows.export import image_settings, video_settings
+
+_log = logging.getLogger(__name__)
+_BATCH = 16  # frames a lane takes before it looks whether it is to stop
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """images: one report an output. video: None if none was asked for or frames are missing; `notes` then says why."""
+
+    images: tuple[ImageReport, ...]
+    video: VideoReport | None
+    notes: tuple[str, ...] = ()
+
+
+class _Lane:
+    """A thread that works whenever it is woken, until it is told to end. Its first error ends it and is kept."""
+
+    def __init__(self, name: str, work: Callable[[bool], None]) -> None:
+        self.error: BaseException | None = None
+        self._work = work
+        self._wake = threading.Event()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def end(self) -> None:
+        """Work once more, for the last time, and wait for it."""
+        self._end.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            self._wake.wait()
+            self._wake.clear()
+            last = self._end.is_set()
+            try:
+                self._work(last)
+            except BaseException as error:  # noqa: BLE001 - kept for whoever ends the lane
+                self.error = error
+                _log.warning("%s: stopped: %s", self._thread.name, error)
+                return
+
+
+class ExportSession:
+    """An event sink beside a running render. Make it when the store exists, give it every event, end it with `finish` or `abort`.
+
+    frames: those the job wants, in the film's order. pending: those this run is still to render (their pixels do not count until a
+    ChunkDone names them); the others are exported at once. Nothing here can fail the render: errors wait for `finish`.
+    A crash loses the unfinished film alone; running again makes it anew and leaves images that are up to date.
+    Pictures of depth that need percentiles are written at the end, when all frames are there.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        *,
+        frames: Sequence[int],
+        pending: Iterable[int] = (),
+        images: Sequence[ImageExporter] = (),
+        video: VideoExporter | None = None,
+    ) -> None:
+        self._source = source
+        self._wanted = sorted(set(frames))
+        self._ready = set(self._wanted) - set(pending)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._images = list(images)
+        self._image_done: list[set[int]] = [set() for _ in self._images]
+        self._reports: list[ImageReport | None] = [None] * len(self._images)
+        self._video = video
+        self._video_next = 0
+        self._lanes = [_Lane("export images", self._export_images)] if self._images else []
+        if video is not None:
+            self._lanes.append(_Lane("export video", self._export_video))
+        for lane in self._lanes:
+            lane.start()
+
+    @classmethod
+    def of_job(
+        cls,
+        job: RenderJob,
+        *,
+        frames: Sequence[int],
+        pending: Iterable[int] = (),
+        images: bool = False,
+        video: bool = False,
+        allow_8bit: bool = False,
+        workers: int = 2,
+    ) -> ExportSession:
+        """For `render --png --video`: every output of the store as [images] says, rgb as [video] says. workers: image threads.
+
+        Raises StoreError or ConfigError as the exporters do; `check_exports` finds these before a store is made.
+        """
+        source = open_source(job.store_path)
+        exporters = [
+            ImageExporter(source, job.images_dir / output, image_settings(job, output, allow_8bit=allow_8bit), workers=workers)
+            for output in (source.outputs if images else ())
+        ]
+        film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
+        return cls(source, frames=frames, pending=pending, images=exporters, video=film)
+
+    def __call__(self, event: Event) -> None:
+        """An EventSink: frames of a ChunkDone are ready. Returns at once."""
+        if isinstance(event, ChunkDone):
+            self.add(event.frames)
+
+    def add(self, frames: Iterable[int]) -> None:
+        """These frames stand in the store now."""
+        with self._lock:
+            self._ready.update(set(frames) & set(self._wanted))
+        for lane in self._lanes:
+            lane.wake()
+
+    def finish(self, *, complete: bool = True) -> ExportResult:
+        """Export what is left and end the film. complete: the job reached its end, so every finished frame counts, also those
+        that other processes rendered; False: only frames that were there or announced (others may still be those of an older job).
+
+        Without all frames there is no film, only a note. Raises the first error of an export (LandmarkError or our fault).
+        """
+        if complete:
+            finished = self._source.finished()
+            with self._lock:
+                self._ready = {frame for frame in self._wanted if frame in finished}
+        for lane in self._lanes:
+            lane.end()
+        try:
+            errors = [lane.error for lane in self._lanes if lane.error is not None]
+            if errors:
+                raise errors[0]
+            return self._result()
+        finally:
+            if self._video is not None:
+                self._video.abort()
+
+    def abort(self) -> None:
+        """Stop after the frames in hand; the unfinished film goes, images stay. For Ctrl-C. Never raises."""
+        self._stop.set()
+        for lane in self._lanes:
+            lane.end()
+        if self._video is not None:
+            with suppress(LandmarkError):
+                self._video.abort()
+
+    def _result(self) -> ExportResult:
+        images = tuple(report for report in self._reports if report is not None)
+        if self._video is None:
+            return ExportResult(images, None)
+        missing = self._wanted[self._video_next :]
+        if missing:
+            absent = [frame for frame in missing if frame not in self._ready]
+            note = f"no film: {len(absent)} of {len(self._wanted)} frames are missing: {format_frame_ranges(absent)}"
+            return ExportResult(images, None, (note,))
+        return ExportResult(images, self._video.finish())
+
+    def _batches(self, done: set[int]) -> Iterable[list[int]]:
+        while not self._stop.is_set():
+            with self._lock:
+                todo = sorted(self._ready - done)[:_BATCH]
+            if not todo:
+                return
+            yield todo
+
+    def _export_images(self, last: bool) -> None:
+        for number, exporter in enumerate(self._images):
+            settings, done = exporter.settings, self._image_done[number]
+            if settings.is_mapped and (settings.near is None or settings.far is None):
+                if last and not self._stop.is_set() and self._ready:
+                    self._reports[number] = exporter.export(self._ready)
+                continue
+            for batch in self._batches(done):
+                report = exporter.export(batch)
+                done.update(batch)
+                earlier = self._reports[number]
+                self._reports[number] = report if earlier is None else earlier.plus(report)
+
+    def _export_video(self, last: bool) -> None:
+        video = self._video
+        while video is not None and self._video_next < len(self._wanted) and not self._stop.is_set():
+            frame = self._wanted[self._video_next]
+            with self._lock:
+                if frame not in self._ready:
+                    return
+            video.feed(frame, self._source.read(video.settings.output, frame))
+            self._video_next += 1
