@@ -1,0 +1,278 @@
+"""Builds and loads the compiled kernels: first use compiles them into a cache, later ones load them in milliseconds.
+
+Nothing here raises for want of a compiler: a KernelStatus says what there is and why. `require` raises, for callers that cannot
+go on. Once a library is loaded, its ops serve this whole process: only processes that render with fused kernels load one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import fused, library  # noqa: F401  the schemas must stand before an implementation is loaded
+from .cache import LOG, build_facts, build_lock, failure_since, kernels_dir, key_of, mismatch, publish, remember_failure
+from .recipe import library_name, write_recipe
+from .toolchain import Toolchain, ToolchainError, find_toolchain, visible_architectures
+
+DEVICES = ("cpu", "cuda")
+BUILD_SECONDS = 1800  # a compiler that takes longer hangs
+
+_log = logging.getLogger(__name__)
+_loaded: dict[str, KernelStatus] = {}
+
+Progress = Callable[[str, float], None]
+
+
+class KernelError(RuntimeError):
+    """Compiled kernels are needed and not to be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class KernelStatus:
+    """What there is of a device's compiled kernels.
+
+    loaded: in this process. usable: loaded, or built, or there is all that a build needs. reason: one line for people.
+    path: the library, None if there is none yet. seconds: this call spent building. log: of a build, None if none ran.
+    """
+
+    device: str
+    loaded: bool
+    usable: bool
+    reason: str
+    path: Path | None = None
+    seconds: float = 0.0
+    log: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+def status(device: str, *, cache_dir: Path | None = None, prebuilt: Path | None = None, cuda_home: Path | None = None) -> KernelStatus:
+    """What there is, without building or loading. Arguments as in `load`."""
+    _check(device)
+    if device in _loaded:
+        return _loaded[device]
+    if prebuilt is not None:
+        return _prebuilt(device, prebuilt)
+    try:
+        plan = _Plan(device, cache_dir, cuda_home, None)
+    except ToolchainError as error:
+        return KernelStatus(device, loaded=False, usable=False, reason=str(error))
+    if plan.library.is_file():
+        return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library)
+    return KernelStatus(device, loaded=False, usable=True, reason=f"not built yet: the first use compiles it with {plan.compilers}")
+
+
+def build(
+    device: str,
+    *,
+    cache_dir: Path | None = None,
+    cuda_home: Path | None = None,
+    architectures: Sequence[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> KernelStatus:
+    """Compile a device's library into the cache, unless it is there. Does not load it, never raises for a failed build.
+
+    cache_dir: the program's cache folder (~/.cache/landmark-batch). architectures: of the CUDA kernels, default those of the
+    visible GPUs. force: compile even if it is there. progress: called with what is being done and the share that is done.
+    """
+    _check(device)
+    start = time.time()
+    tell = progress or (lambda _label, _share: None)
+    try:
+        plan = _Plan(device, cache_dir, cuda_home, architectures)
+        if plan.library.is_file() and not force:
+            return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library)
+        with build_lock(plan.root, device, lambda: tell("waiting for another process that builds it", 0.0)):
+            if plan.library.is_file() and (not force or plan.library.stat().st_mtime >= start):
+                return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library)
+            reason = failure_since(plan.folder, start)
+            if reason is None:
+                reason = plan.run(tell)
+    except (ToolchainError, OSError) as error:
+        return KernelStatus(device, loaded=False, usable=False, reason=str(error), seconds=time.time() - start)
+    seconds = time.time() - start
+    log = plan.folder / LOG
+    if reason:
+        return KernelStatus(device, loaded=False, usable=False, reason=f"{reason} (log: {log})", seconds=seconds, log=log)
+    _log.info("built the %s kernels in %.1f s: %s", device, seconds, plan.library)
+    return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library, seconds=seconds, log=log)
+
+
+def load(
+    device: str,
+    *,
+    cache_dir: Path | None = None,
+    prebuilt: Path | None = None,
+    cuda_home: Path | None = None,
+    progress: Progress | None = None,
+) -> KernelStatus:
+    """Load a device's library into this process, building it first if need be. Never raises; loads a library once.
+
+    prebuilt: a folder with libraries made by `landmark-batch kernels build --output`: nothing is built. Others as in `build`.
+    """
+    _check(device)
+    if device in _loaded:
+        return _loaded[device]
+    if prebuilt is not None:
+        found = _prebuilt(device, prebuilt)
+    else:
+        found = build(device, cache_dir=cache_dir, cuda_home=cuda_home, progress=progress)
+    if not found.usable or found.path is None:
+        return found
+    try:
+        torch.ops.load_library(str(found.path))  # type: ignore[no-untyped-call]
+    except (OSError, RuntimeError) as error:
+        reason = f"{found.path} cannot be loaded: {_one_line(str(error))}"
+        return KernelStatus(device, loaded=False, usable=False, reason=reason, path=found.path, seconds=found.seconds, log=found.log)
+    done = KernelStatus(device, True, True, f"loaded: {found.path}", found.path, found.seconds, found.log)
+    _loaded[device] = done
+    return done
+
+
+def require(
+    device: str,
+    *,
+    cache_dir: Path | None = None,
+    prebuilt: Path | None = None,
+    cuda_home: Path | None = None,
+    progress: Progress | None = None,
+) -> KernelStatus:
+    """As `load`; raises KernelError with the reason where `load` would return a status that is not loaded."""
+    found = load(device, cache_dir=cache_dir, prebuilt=prebuilt, cuda_home=cuda_home, progress=progress)
+    if not found.loaded:
+        raise KernelError(f"the {device} kernels cannot be used: {found.reason}")
+    return found
+
+
+class _Plan:
+    """One build: its tools, recipe and place. Raises ToolchainError."""
+
+    def __init__(self, device: str, cache_dir: Path | None, cuda_home: Path | None, architectures: Sequence[str] | None) -> None:
+        tools = find_toolchain(device, cuda_home=cuda_home)
+        if architectures is None:
+            architectures = visible_architectures() if device == "cuda" else ()
+        self.tools = tools
+        self.device = device
+        self.recipe = write_recipe(device, tools, architectures)
+        versions = _versions(tools)
+        self.compilers = ", ".join(versions.values())
+        self.facts = build_facts(device, self.recipe, versions)
+        self.root = kernels_dir(cache_dir)
+        self.folder = self.root / key_of(self.facts)
+        self.library = self.folder / library_name(device)
+
+    def run(self, tell: Progress) -> str:
+        """Compile and publish. Returns '' or the reason of the failure; the output is in the folder's log."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="building-", dir=self.root) as scratch:
+            (Path(scratch) / "build.ninja").write_text(self.recipe)
+            tell(f"compiling the {self.device} kernels", 0.0)
+            try:
+                code, output = _ninja(self.tools.ninja, Path(scratch), lambda share: tell(f"compiling the {self.device} kernels", share))
+            except subprocess.TimeoutExpired:
+                code, output = 1, f"error: the build took longer than {BUILD_SECONDS} s\n"
+            (self.folder / LOG).write_text(f"{self.compilers}\n{self.recipe}\n{output}")
+            if code == 0:
+                publish(Path(scratch) / self.library.name, self.facts, self.folder)
+                return ""
+        reason = f"the build failed: {first_error(output)}"
+        remember_failure(self.folder, reason)
+        return reason
+
+
+def _ninja(program: Path, folder: Path, share: Callable[[float], None]) -> tuple[int, str]:
+    """Run ninja in a folder; returns its exit code and everything it and the compilers printed."""
+    lines: list[str] = []
+    deadline = time.monotonic() + BUILD_SECONDS
+    with subprocess.Popen(
+        [str(program), "-C", str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                step = re.match(r"\[(\d+)/(\d+)\]", line)
+                if step:
+                    share(int(step[1]) / int(step[2]))
+                if time.monotonic() > deadline:
+                    raise subprocess.TimeoutExpired(str(program), BUILD_SECONDS)
+            return process.wait(), "".join(lines)
+        except BaseException:
+            process.terminate()
+            raise
+
+
+def first_error(output: str) -> str:
+    """The line of a build's output that says what went wrong: the first real error of a compiler or linker."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern in (r"\berror\b.*:|\berror:|: fatal", r"undefined reference|cannot find|not found|No such file", r"^FAILED|^ninja:"):
+        for line in lines:
+            if re.search(pattern, line, re.IGNORECASE) and not line.startswith("["):
+                return _one_line(line)
+    return _one_line(lines[-1]) if lines else "no output"
+
+
+def _versions(tools: Toolchain) -> dict[str, str]:
+    """First line of the compiler's --version, last but one of nvcc's."""
+    versions = {"c++": _first_line([str(tools.compiler), "--version"])}
+    if tools.nvcc is not None:
+        versions["nvcc"] = _first_line([str(tools.nvcc), "--version"], start="Cuda compilation tools")
+    return versions
+
+
+def _first_line(command: list[str], start: str = "") -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolchainError(f"{command[0]} does not run: {error}") from error
+    for line in done.stdout.splitlines():
+        if line.startswith(start):
+            return line.strip()
+    raise ToolchainError(f"{command[0]} does not run: {_one_line(done.stderr or done.stdout or f'exit code {done.returncode}')}")
+
+
+def _prebuilt(device: str, folder: Path) -> KernelStatus:
+    path = folder / library_name(device)
+    reason = None if path.is_file() else "there is no such file"
+    reason = reason or mismatch(path)
+    if reason:
+        return KernelStatus(device, loaded=False, usable=False, reason=f"prebuilt {path}: {reason}", path=path)
+    return KernelStatus(device, loaded=False, usable=True, reason=f"prebuilt: {path}", path=path)
+
+
+def export(found: KernelStatus, folder: Path) -> Path:
+    """Copy a built library and what it was made of into `folder`, to be used elsewhere as prebuilt. Returns the copy."""
+    import json
+
+    assert found.path is not None, found.reason
+    facts = json.loads((found.path.parent / f"{found.path.stem}.json").read_text())
+    return publish(found.path, facts, folder)
+
+
+def _check(device: str) -> None:
+    if device not in DEVICES:
+        raise ValueError(f"device = {device!r}: one of {', '.join(DEVICES)}")
+
+
+def _one_line(text: str) -> str:
+    with contextlib.suppress(IndexError):
+        text = text.strip().splitlines()[0]
+    return text if len(text) <= 300 else text[:297] + "..."

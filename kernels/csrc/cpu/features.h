@@ -1,0 +1,90 @@
+// Density and appearance features of samples, sixteen at a time for their places, one at a time over channels.
+#pragma once
+
+namespace LANDMARK_VARIANT {
+
+constexpr int TILE = 48;  // samples of one matrix product
+
+// sums of sixteen samples += products in one table, times the weights of its channels if given
+template <class R>
+static inline void add_density(const R& reader, const Group& g, int lanes, const float* basis, F* sums, H* sums8) {
+    if (reader.pairs()) {
+        const H weight = basis ? load8(basis) : one8();
+        for (int i = 0; i < lanes; i++) sums8[i] = fma(reader.product8(g.row[i], i), weight, sums8[i]);
+        return;
+    }
+    for (int c = 0; c < reader.channels; c += LANES) {
+        const int n = reader.channels - c < LANES ? (int)reader.channels - c : LANES;
+        const F weight = basis ? load(basis + c, n) : set(1.0f);
+        if (n == LANES)
+            for (int i = 0; i < lanes; i++) sums[i] = fma(reader.product(g.row[i], i, c, LANES), weight, sums[i]);
+        else
+            for (int i = 0; i < lanes; i++) sums[i] = fma(reader.product(g.row[i], i, c, n), weight, sums[i]);
+    }
+}
+
+static bool density(const Field& f, const Points& p, const float* basis, float* feature) {
+    Place* places = places_of(f);
+    Group g;
+    bool present = true;
+    for (int64_t start = 0; start < p.count; start += LANES) {
+        const int lanes = p.count - start < LANES ? (int)(p.count - start) : LANES;
+        present &= locate(f, p, start, lanes, g);
+        find_places(f, g, places);
+        F sums[LANES];
+        H sums8[LANES];
+        for (int i = 0; i < LANES; i++) sums[i] = set(0.0f), sums8[i] = zero8();
+        const float* weights = basis;
+        for (int k = 0; k < f.count; k++) {
+            with_reader(f.tables[k], places[k], [&](const auto& reader) { add_density(reader, g, lanes, weights, sums, sums8); });
+            if (basis) weights += f.tables[k].channels;
+        }
+        for (int i = 0; i < lanes; i++) feature[start + i] = sum(sums[i]) + sum(sums8[i]);
+    }
+    return present;
+}
+
+template <class R>
+static inline void store_products(const R& reader, const Group& g, int lanes, float* out, int64_t columns) {
+    for (int c = 0; c < reader.channels; c += LANES) {
+        const int n = reader.channels - c < LANES ? (int)reader.channels - c : LANES;
+        if (n == LANES)
+            for (int i = 0; i < lanes; i++) store(out + i * columns + c, reader.product(g.row[i], i, c, LANES));
+        else
+            for (int i = 0; i < lanes; i++) store(out + i * columns + c, reader.product(g.row[i], i, c, n), n);
+    }
+}
+
+// basis [outputs, columns] -> features [count, outputs]; scratch: appearance_floats()
+static bool appearance(const Field& f, const Points& p, const float* basis, int outputs, float* scratch, float* features) {
+    int64_t columns = 0;
+    for (int k = 0; k < f.count; k++) columns += f.tables[k].channels;
+    const int padded = (outputs + LANES - 1) / LANES * LANES;
+    float* products = scratch;
+    float* transposed = products + TILE * columns;
+    float* sums = transposed + padded * columns;
+    for (int64_t k = 0; k < columns; k++)
+        for (int o = 0; o < padded; o++) transposed[k * padded + o] = o < outputs ? basis[o * columns + k] : 0.0f;
+
+    Place* places = places_of(f);
+    Group g;
+    bool present = true;
+    for (int64_t start = 0; start < p.count; start += TILE) {
+        const int size = p.count - start < TILE ? (int)(p.count - start) : TILE;
+        for (int part = 0; part < size; part += LANES) {
+            const int lanes = size - part < LANES ? size - part : LANES;
+            present &= locate(f, p, start + part, lanes, g);
+            find_places(f, g, places);
+            float* out = products + part * columns;
+            for (int k = 0; k < f.count; out += f.tables[k].channels, k++)
+                with_reader(f.tables[k], places[k], [&](const auto& reader) { store_products(reader, g, lanes, out, columns); });
+        }
+        product({products, columns, transposed, padded, sums, padded, size, (int)columns, padded / LANES, nullptr, false});
+        for (int i = 0; i < size; i++)
+            for (int o = 0; o < outputs; o += LANES)
+                store(features + (start + i) * outputs + o, load(sums + i * padded + o), outputs - o < LANES ? outputs - o : LANES);
+    }
+    return present;
+}
+
+}  // namespace LANDMARK_VARIANT

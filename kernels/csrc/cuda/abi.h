@@ -1,0 +1,86 @@
+// Arguments of the CUDA launchers: plain structs, no torch headers, so that nvcc alone compiles every .cu.
+// All pointers are device pointers. Launchers run on the given stream and return cudaGetLastError().
+#pragma once
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#define LM_MAX_TABLES 12
+
+// One dimension and resolution: plane [slots, h, w, C], line [slots, n, C], C = 8 * octets, channels last.
+// dim 0: plane over (x, y), line along z; dim 1: (x, z), y; dim 2: (y, z), x.
+struct LmTable {
+    const void* plane;
+    const void* line;
+    int h, w, n, dim;
+};
+
+struct LmField {
+    LmTable table[LM_MAX_TABLES];
+    int tables, octets, half_precision;
+    float low[3], inverse[3];  // box: corner, 2 / size
+    int division[2];           // blocks along x, y; 0, 0 for a single-block scene
+    const int64_t* slots;      // [blocks] row of the tables that holds a block, -1 absent; null: block b in row b
+};
+
+// Samples t = base[k] + extent[ray] * slope[k] of rays [count, 6], those inside crop and occupied.
+struct LmMarch {
+    const float* rays;
+    const float* extent;
+    const float* base;
+    const float* slope;
+    int count, samples;
+    float crop[6];
+    const uint32_t* bits;  // [z, y, words] one bit a voxel, x fastest; null: no mask
+    int size[3], words;    // voxels along x, y, z
+    float mask_low[3], mask_inverse[3], threshold;
+    const uint32_t* coarse;  // one bit a cell of 8 voxels an axis: set if anything lies within one voxel of it
+    int cells[3];
+};
+
+struct LmTrace {
+    LmMarch march;
+    LmField field;
+    const float* basis;  // [tables * C] weights of the density products; null: 1
+    int relu, nonlinear;
+    float shift, scale, threshold, stop;
+    int capacity;             // staged samples a ray
+    int64_t list_capacity;    // coloured samples of the batch
+    float2* stage;            // [capacity, count]
+    int *found, *offset, *sums;  // [count], [count], [count / 1024 + 1]
+    int4* list;               // [list_capacity] ray, t, weight (bits), 0
+    float *alpha, *depth;     // [count]
+    int* status;              // 0: coloured samples, 1: most of a ray, 2: samples in absent blocks, 3: survived samples
+};
+
+struct LmShade {
+    LmField field;
+    const float* rays;
+    const int4* list;
+    const int* status;
+    int64_t list_capacity;
+    const void* matrices;  // packed fp16, see shade.cu
+    const float* biases;   // [264]
+    float4* colour;        // [list_capacity] weight * rgb
+};
+
+struct LmFeatures {
+    LmField field;
+    const float* rays;
+    const int4* list;
+    int count, outputs;
+    const float* basis;  // [outputs, tables * C]
+    float* features;     // [count, outputs]
+};
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+int lm_trace(const LmTrace* arguments, cudaStream_t stream);
+int lm_shade(const LmShade* arguments, int multiprocessors, cudaStream_t stream);
+int lm_shade_matrices(int tables);  // halves of the packed matrices for this many tables of 48 channels
+int lm_shade_bytes(int tables);     // shared memory a block of lm_shade needs
+int lm_features(const LmFeatures* arguments, cudaStream_t stream);
+int lm_resolve(const float4* colour, const int* offset, const int* found, int count, int64_t list_capacity, float* rgb, cudaStream_t stream);
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,154 @@
+// The thin torch side of the CUDA kernels: tensors to pointers, current stream and device, errors to exceptions.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "abi.h"
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void check(int code, const char* what) {
+    TORCH_CHECK(code == 0, what, ": ", cudaGetErrorString(static_cast<cudaError_t>(code)));
+}
+
+int attribute(cudaDeviceAttr which) {
+    int device, value;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&value, which, device), "device attribute");
+    return value;
+}
+
+template <typename T>
+T* data(const Tensor& t) {
+    return t.numel() == 0 ? nullptr : static_cast<T*>(t.data_ptr());
+}
+
+LmField field_of(c10::ArrayRef<double> box, at::IntArrayRef division, const OptionalTensor& slots, at::TensorList planes, at::TensorList lines, int64_t resolutions) {
+    TORCH_CHECK(!planes.empty() && planes.size() <= LM_MAX_TABLES, planes.size(), " tables: 1 to ", LM_MAX_TABLES);
+    LmField f = {};
+    const int64_t channels = planes[0].size(3);
+    TORCH_CHECK(channels % 8 == 0, channels, " channels: pad them to a multiple of 8");
+    f.tables = static_cast<int>(planes.size());
+    f.octets = static_cast<int>(channels / 8);
+    f.half_precision = planes[0].scalar_type() == at::kHalf;
+    for (int i = 0; i < f.tables; i++) {
+        const Tensor &plane = planes[i], &line = lines[i];
+        TORCH_CHECK(plane.is_contiguous() && line.is_contiguous() && plane.scalar_type() == planes[0].scalar_type() && line.scalar_type() == planes[0].scalar_type() &&
+                        plane.size(3) == channels && line.size(2) == channels,
+                    "table ", i, " differs in channels, precision or layout from the first");
+        f.table[i] = {plane.data_ptr(), line.data_ptr(), static_cast<int>(plane.size(1)), static_cast<int>(plane.size(2)), static_cast<int>(line.size(1)), static_cast<int>(i / resolutions)};
+    }
+    for (int i = 0; i < 3; i++) {
+        f.low[i] = static_cast<float>(box[i]);
+        f.inverse[i] = 2.f / (static_cast<float>(box[i + 3]) - static_cast<float>(box[i]));
+    }
+    if (!division.empty()) f.division[0] = static_cast<int>(division[0]), f.division[1] = static_cast<int>(division[1]);
+    f.slots = slots.has_value() ? slots->data_ptr<int64_t>() : nullptr;
+    return f;
+}
+
+// trace(rays, extent, base, slope, crop, occupancy, mask_box, mask_size, mask_threshold, box, division, slots, planes, lines,
+//       resolutions, basis, activation, nonlinear, shift, scale, threshold, stop, capacity, list_capacity)
+//   -> list [L, 4] int32, found [R] int32, offset [R] int32, alpha [R], depth [R], status [4] int32
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> trace(const Tensor& rays, const Tensor& extent, const Tensor& base, const Tensor& slope, c10::ArrayRef<double> crop,
+                                                                 at::TensorList occupancy, c10::ArrayRef<double> mask_box, at::IntArrayRef mask_size, double mask_threshold,
+                                                                 c10::ArrayRef<double> box, at::IntArrayRef division, const OptionalTensor& slots, at::TensorList planes, at::TensorList lines,
+                                                                 int64_t resolutions, const OptionalTensor& basis, c10::string_view activation, bool nonlinear, double shift, double scale,
+                                                                 double threshold, double stop, int64_t capacity, int64_t list_capacity) {
+    const c10::cuda::CUDAGuard guard(rays.device());
+    const int64_t count = rays.size(0);
+    TORCH_CHECK(count < (int64_t{1} << 31) && list_capacity < (int64_t{1} << 31), "too many rays or samples for one call");
+    LmTrace a = {};
+    a.march.rays = data<float>(rays), a.march.extent = data<float>(extent), a.march.base = data<float>(base), a.march.slope = data<float>(slope);
+    a.march.count = static_cast<int>(count), a.march.samples = static_cast<int>(base.size(0));
+    for (int i = 0; i < 6; i++) a.march.crop[i] = static_cast<float>(crop[i]);
+    if (!occupancy.empty()) {
+        a.march.bits = static_cast<const uint32_t*>(occupancy[0].data_ptr()), a.march.coarse = static_cast<const uint32_t*>(occupancy[1].data_ptr());
+        a.march.words = static_cast<int>((mask_size[0] + 31) / 32);
+        for (int i = 0; i < 3; i++) {
+            a.march.size[i] = static_cast<int>(mask_size[i]), a.march.cells[i] = static_cast<int>((mask_size[i] + 7) / 8);
+            const float low = static_cast<float>(mask_box[i]), span = static_cast<float>(mask_box[i + 3]) - low;
+            a.march.mask_low[i] = low, a.march.mask_inverse[i] = 1.f / span * 2.f;
+        }
+        a.march.threshold = static_cast<float>(mask_threshold);
+    }
+    a.field = field_of(box, division, slots, planes, lines, resolutions);
+    a.basis = basis.has_value() ? data<float>(*basis) : nullptr;
+    a.relu = activation == "relu", a.nonlinear = nonlinear;
+    a.shift = static_cast<float>(shift), a.scale = static_cast<float>(scale), a.threshold = static_cast<float>(threshold), a.stop = static_cast<float>(stop);
+    a.capacity = static_cast<int>(capacity), a.list_capacity = list_capacity;
+    const auto ints = rays.options().dtype(at::kInt);
+    Tensor stage = at::empty({capacity, count, 2}, rays.options()), found = at::empty({count}, ints), offset = at::empty({count}, ints);
+    Tensor sums = at::empty({count / 1024 + 1}, ints), list = at::empty({list_capacity, 4}, ints), status = at::zeros({4}, ints);
+    Tensor alpha = at::empty({count}, rays.options()), depth = at::empty({count}, rays.options());
+    a.stage = static_cast<float2*>(stage.data_ptr()), a.found = data<int>(found), a.offset = data<int>(offset), a.sums = data<int>(sums);
+    a.list = static_cast<int4*>(list.data_ptr()), a.alpha = data<float>(alpha), a.depth = data<float>(depth), a.status = data<int>(status);
+    check(lm_trace(&a, c10::cuda::getCurrentCUDAStream()), "trace");
+    return {list, found, offset, alpha, depth, status};
+}
+
+// shade(rays, list, status, found, offset, box, division, slots, planes, lines, resolutions, matrices, biases) -> rgb [R, 3]
+Tensor shade(const Tensor& rays, const Tensor& list, const Tensor& status, const Tensor& found, const Tensor& offset, c10::ArrayRef<double> box, at::IntArrayRef division,
+             const OptionalTensor& slots, at::TensorList planes, at::TensorList lines, int64_t resolutions, const Tensor& matrices, const Tensor& biases) {
+    const c10::cuda::CUDAGuard guard(rays.device());
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    LmShade a = {};
+    a.field = field_of(box, division, slots, planes, lines, resolutions);
+    TORCH_CHECK(a.field.half_precision && a.field.octets == 6 && a.field.tables <= 3, "shade takes up to three fp16 tables of 48 channels");
+    TORCH_CHECK(matrices.numel() == lm_shade_matrices(a.field.tables) && biases.numel() == 264, "matrices or biases of another size");
+    Tensor colour = at::empty({list.size(0), 4}, rays.options()), rgb = at::empty({rays.size(0), 3}, rays.options());
+    a.rays = data<float>(rays), a.list = static_cast<const int4*>(list.data_ptr()), a.status = data<int>(status), a.list_capacity = list.size(0);
+    a.matrices = matrices.data_ptr(), a.biases = data<float>(biases), a.colour = static_cast<float4*>(colour.data_ptr());
+    check(lm_shade(&a, attribute(cudaDevAttrMultiProcessorCount), stream), "shade");
+    check(lm_resolve(a.colour, data<int>(offset), data<int>(found), static_cast<int>(rays.size(0)), list.size(0), data<float>(rgb), stream), "resolve");
+    return rgb;
+}
+
+// features(rays, list, count, box, division, slots, planes, lines, resolutions, basis) -> [count, F]
+Tensor features(const Tensor& rays, const Tensor& list, int64_t count, c10::ArrayRef<double> box, at::IntArrayRef division, const OptionalTensor& slots, at::TensorList planes,
+                at::TensorList lines, int64_t resolutions, const Tensor& basis) {
+    const c10::cuda::CUDAGuard guard(rays.device());
+    LmFeatures a = {};
+    a.field = field_of(box, division, slots, planes, lines, resolutions);
+    TORCH_CHECK(basis.size(1) == static_cast<int64_t>(a.field.tables) * a.field.octets * 8, "the basis has ", basis.size(1), " columns");
+    Tensor out = at::empty({count, basis.size(0)}, rays.options());
+    a.rays = data<float>(rays), a.list = static_cast<const int4*>(list.data_ptr()), a.count = static_cast<int>(count), a.outputs = static_cast<int>(basis.size(0));
+    a.basis = data<float>(basis), a.features = data<float>(out);
+    check(lm_features(&a, c10::cuda::getCurrentCUDAStream()), "features");
+    return out;
+}
+
+// resolve(colour [L, 4], offset, found) -> rgb [R, 3]: each ray's colours summed in the order of its samples
+Tensor resolve(const Tensor& colour, const Tensor& offset, const Tensor& found) {
+    const c10::cuda::CUDAGuard guard(colour.device());
+    Tensor rgb = at::empty({found.size(0), 3}, colour.options());
+    check(lm_resolve(static_cast<const float4*>(colour.data_ptr()), data<int>(offset), data<int>(found), static_cast<int>(found.size(0)), colour.size(0), data<float>(rgb),
+                     c10::cuda::getCurrentCUDAStream()),
+          "resolve");
+    return rgb;
+}
+
+bool shade_fits(int64_t tables) {
+    return tables >= 1 && tables <= 3 && lm_shade_bytes(static_cast<int>(tables)) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
+}  // namespace
+
+#define LM_FIELD "float[] box, int[] division, Tensor? slots, Tensor[] planes, Tensor[] lines, int resolutions"
+
+TORCH_LIBRARY_FRAGMENT(landmark_batch, m) {
+    m.def("shade_fits(int tables) -> bool", &shade_fits);
+}
+
+TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
+    m.impl("trace", &trace);
+    m.impl("shade", &shade);
+    m.impl("features", &features);
+    m.impl("resolve", &resolve);
+}

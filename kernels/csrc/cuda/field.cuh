@@ -1,0 +1,124 @@
+// Where a sample lies in the field: block, texels and weights. Coordinates in the reference's order of operations.
+#pragma once
+#include <cuda_fp16.h>
+
+#include "abi.h"
+
+namespace landmark {
+
+struct Place {
+    float x, y, z;  // in the sample's block, -1..1
+    int slot;       // row of the tables; -1 outside, -2 absent
+};
+
+__device__ __forceinline__ float sample_axis(float o, float d, float t) { return __fadd_rn(__fmul_rn(t, d), o); }
+
+__device__ __forceinline__ void enter(float& v, float cell, float size) {
+    const float low = __fsub_rn(__fmul_rn(cell, size), 1.f), high = __fsub_rn(__fmul_rn(cell + 1.f, size), 1.f);
+    v = __fsub_rn(__fdiv_rn(__fmul_rn(__fsub_rn(v, low), 2.f), __fsub_rn(high, low)), 1.f);
+}
+
+__device__ __forceinline__ Place locate(const LmField& f, float px, float py, float pz) {
+    Place p;
+    p.x = __fsub_rn(__fmul_rn(__fsub_rn(px, f.low[0]), f.inverse[0]), 1.f);
+    p.y = __fsub_rn(__fmul_rn(__fsub_rn(py, f.low[1]), f.inverse[1]), 1.f);
+    p.z = __fsub_rn(__fmul_rn(__fsub_rn(pz, f.low[2]), f.inverse[2]), 1.f);
+    p.slot = 0;
+    if (f.division[0] > 0) {
+        const float nx = (float)f.division[0], ny = (float)f.division[1];
+        const float width = 2.f / nx, height = 2.f / ny;
+        // as LandMark: the local frame is derived back from the index, so that the far y face falls into the next column
+        const float index = floorf(__fdiv_rn(p.x + 1.f, width)) * ny + floorf(__fdiv_rn(p.y + 1.f, height));
+        const float column = floorf(index / ny), row = index - column * ny;
+        enter(p.x, column, width);
+        enter(p.y, row, height);
+        if (!(index >= 0.f && index < nx * ny)) p.slot = -1;
+        else if (f.slots != nullptr) {
+            const long long s = __ldg(reinterpret_cast<const long long*>(f.slots) + (int)index);
+            p.slot = s < 0 ? -2 : (int)s;
+        } else p.slot = (int)index;
+    }
+    return p;
+}
+
+// Two neighbours on an axis: lower index and both weights; zeros beyond the first and last texel.
+struct Neighbours {
+    int index;
+    float low, high;
+};
+__device__ __forceinline__ Neighbours neighbours(float v, int size) {
+    Neighbours n;
+    const float pixel = __fmul_rn(__fmul_rn(v + 1.f, 0.5f), (float)(size - 1));
+    n.index = max(min((int)floorf(pixel), size - 2), 0);
+    n.high = pixel - (float)n.index;
+    n.low = (float)(n.index + 1) - pixel;
+    if (size == 1) n.low = 1.f, n.high = 0.f;
+    if (!(pixel > -1.f && pixel < (float)size)) n.low = n.high = 0.f;
+    return n;
+}
+
+// Texels of one table: indices of the first of four (plane) and of two (line), and their weights.
+struct Taps {
+    long long plane, line;
+    float w00, w01, w10, w11, l0, l1;
+};
+__device__ __forceinline__ Taps taps(const LmTable& t, const Place& p) {
+    const float across = t.dim == 2 ? p.y : p.x, down = t.dim == 0 ? p.y : p.z, along = t.dim == 0 ? p.z : t.dim == 1 ? p.y : p.x;
+    const Neighbours x = neighbours(across, t.w), y = neighbours(down, t.h), z = neighbours(along, t.n);
+    Taps r;
+    const int slot = max(p.slot, 0);
+    r.plane = ((long long)slot * t.h + y.index) * t.w + x.index;
+    r.line = (long long)slot * t.n + z.index;
+    r.w00 = x.low * y.low, r.w01 = x.high * y.low, r.w10 = x.low * y.high, r.w11 = x.high * y.high;
+    r.l0 = z.low, r.l1 = z.high;
+    return r;
+}
+
+__device__ __forceinline__ half2 as_half2(uint32_t v) { return *reinterpret_cast<half2*>(&v); }
+__device__ __forceinline__ uint32_t as_bits(half2 v) { return *reinterpret_cast<uint32_t*>(&v); }
+
+// plane * line of channels 8 * octet .. + 7, as eight floats.
+template <typename T>
+__device__ __forceinline__ void products(const LmTable& t, const Taps& p, int octets, int octet, float out[8]);
+
+template <>
+__device__ __forceinline__ void products<half>(const LmTable& t, const Taps& p, int octets, int octet, float out[8]) {
+    const uint4* plane = static_cast<const uint4*>(t.plane) + p.plane * octets + octet;
+    const uint4* line = static_cast<const uint4*>(t.line) + p.line * octets + octet;
+    const int right = t.w > 1 ? octets : 0, under = t.h > 1 ? t.w * octets : 0, next = t.n > 1 ? octets : 0;
+    const uint4 a = __ldg(plane), b = __ldg(plane + right), c = __ldg(plane + under), d = __ldg(plane + under + right);
+    const uint4 e = __ldg(line), f = __ldg(line + next);
+    const half2 w00 = __float2half2_rn(p.w00), w01 = __float2half2_rn(p.w01), w10 = __float2half2_rn(p.w10), w11 = __float2half2_rn(p.w11);
+    const half2 l0 = __float2half2_rn(p.l0), l1 = __float2half2_rn(p.l1);
+    const uint32_t *A = &a.x, *B = &b.x, *C = &c.x, *D = &d.x, *E = &e.x, *F = &f.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        half2 q = __hmul2(as_half2(A[i]), w00);
+        q = __hfma2(as_half2(B[i]), w01, q);
+        q = __hfma2(as_half2(C[i]), w10, q);
+        q = __hfma2(as_half2(D[i]), w11, q);
+        const half2 l = __hfma2(as_half2(F[i]), l1, __hmul2(as_half2(E[i]), l0));
+        const float2 r = __half22float2(__hmul2(q, l));
+        out[2 * i] = r.x, out[2 * i + 1] = r.y;
+    }
+}
+
+template <>
+__device__ __forceinline__ void products<float>(const LmTable& t, const Taps& p, int octets, int octet, float out[8]) {
+    const float4* plane = static_cast<const float4*>(t.plane) + (p.plane * octets + octet) * 2;
+    const float4* line = static_cast<const float4*>(t.line) + (p.line * octets + octet) * 2;
+    const int right = t.w > 1 ? octets * 2 : 0, under = t.h > 1 ? t.w * octets * 2 : 0, next = t.n > 1 ? octets * 2 : 0;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const float4 a = __ldg(plane + h), b = __ldg(plane + right + h), c = __ldg(plane + under + h), d = __ldg(plane + under + right + h);
+        const float4 e = __ldg(line + h), f = __ldg(line + next + h);
+        const float *A = &a.x, *B = &b.x, *C = &c.x, *D = &d.x, *E = &e.x, *F = &f.x;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float q = fmaf(D[i], p.w11, fmaf(C[i], p.w10, fmaf(B[i], p.w01, A[i] * p.w00)));
+            out[4 * h + i] = q * fmaf(F[i], p.l1, E[i] * p.l0);
+        }
+    }
+}
+
+}  // namespace landmark

@@ -1,0 +1,97 @@
+"""Schemas of all ops, the reference as their default implementation on every device, and shapes for tracing.
+
+A compiled library overrides an op for a device by TORCH_LIBRARY_IMPL(landmark_batch, CPU or CUDA, m); callers do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+NAMESPACE = "landmark_batch"
+
+_FIELD = "Tensor rays, Tensor ray, Tensor t, float[] box, int[] division, Tensor? slots, Tensor[] planes, Tensor[] lines, int resolutions"
+
+SCHEMAS: dict[str, str] = {
+    "pack_occupancy": "(Tensor volume, int levels) -> (Tensor, Tensor, Tensor)",
+    "ray_hull": "(Tensor rays, float far, float floor) -> Tensor",
+    "ray_box": "(Tensor rays, float[] box, float near, float far) -> Tensor",
+    "march": (
+        "(Tensor rays, Tensor extent, Tensor base, Tensor slope, float[] box, Tensor[] occupancy, float[] mask_box, float threshold)"
+        " -> (Tensor, Tensor, Tensor)"
+    ),
+    "density": f"({_FIELD}, Tensor? basis) -> Tensor",
+    "composite": (
+        "(Tensor feature, Tensor ray, Tensor delta, int count, str activation, float shift, bool nonlinear, float scale,"
+        " float threshold) -> (Tensor, Tensor)"
+    ),
+    "appearance": f"({_FIELD}, Tensor basis) -> Tensor",
+    "decode": ("(Tensor features, Tensor rays, Tensor ray, Tensor[] weights, Tensor[] biases, int fea_pe, int view_pe) -> Tensor"),
+    "accumulate": "(Tensor weights, Tensor t, Tensor ray, Tensor coloured, Tensor rgb, int count) -> (Tensor, Tensor, Tensor)",
+}
+
+
+def _pack_occupancy(volume: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    size = [int(n) for n in volume.shape]
+    cells = 1
+    for level in range(1, levels + 1):
+        cells_z, cells_y, cells_x = (-(-n // 2**level) + 4 for n in size)
+        cells += cells_z * cells_y * cells_x
+    return (
+        volume.new_empty([n + 3 for n in size], dtype=torch.uint8),
+        volume.new_empty([cells], dtype=torch.uint8),
+        volume.new_empty([levels + 1, 4], dtype=torch.int64),
+    )
+
+
+def _per_ray(rays: Tensor, *_: Any) -> Tensor:
+    return rays.new_empty(rays.shape[0])
+
+
+def _march(rays: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    samples = torch.library.get_ctx().new_dynamic_size()
+    return rays.new_empty(samples, dtype=torch.int32), rays.new_empty(samples), rays.new_empty(samples)
+
+
+def _density(rays: Tensor, ray: Tensor, t: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(t)
+
+
+def _composite(feature: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    coloured = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty_like(feature), feature.new_empty(coloured, dtype=torch.int64)
+
+
+def _appearance(rays: Tensor, ray: Tensor, t: Tensor, *rest: Any) -> Tensor:
+    return t.new_empty(t.shape[0], rest[-1].shape[0])
+
+
+def _decode(features: Tensor, *_: Any) -> Tensor:
+    return features.new_empty(features.shape[0], 3)
+
+
+def _accumulate(weights: Tensor, t: Tensor, ray: Tensor, coloured: Tensor, rgb: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    return weights.new_empty(count, 3), weights.new_empty(count), weights.new_empty(count)
+
+
+_SHAPES: dict[str, Callable[..., Tensor | Sequence[Tensor]]] = {
+    "pack_occupancy": _pack_occupancy,
+    "ray_hull": _per_ray,
+    "ray_box": _per_ray,
+    "march": _march,
+    "density": _density,
+    "composite": _composite,
+    "appearance": _appearance,
+    "decode": _decode,
+    "accumulate": _accumulate,
+}
+
+for _name, _schema in SCHEMAS.items():
+    torch.library.define(f"{NAMESPACE}::{_name}", _schema)
+    torch.library.impl(f"{NAMESPACE}::{_name}", "default", getattr(reference, _name))  # key CompositeExplicitAutograd
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _SHAPES[_name])

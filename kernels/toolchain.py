@@ -1,0 +1,98 @@
+"""What compiles the kernels here: a C++ compiler, ninja, nvcc, torch's headers. Only looks; starts nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+CXX_NAMES = ("c++", "g++", "clang++")
+ARCHITECTURES = ("80", "86", "89", "90a", "100")  # of a library for any machine
+X86 = ("x86_64", "amd64")
+
+
+class ToolchainError(RuntimeError):
+    """A tool that a build needs is missing; the message says which and how to get it."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Paths of the tools; nvcc: None for the CPU kernels."""
+
+    compiler: Path
+    ninja: Path
+    nvcc: Path | None = None
+
+
+def find_toolchain(device: str, *, cuda_home: Path | None = None) -> Toolchain:
+    """The tools that build the kernels of `device` ('cpu', 'cuda'). cuda_home: a toolkit to prefer to the PATH's nvcc.
+
+    Raises ToolchainError naming the first that is missing.
+    """
+    compiler = next((found for name in CXX_NAMES if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise ToolchainError(f"no C++ compiler: none of {', '.join(CXX_NAMES)} is on the PATH")
+    ninja = _find_ninja()
+    if ninja is None:
+        raise ToolchainError("no ninja: neither the Python package nor the program is installed (pip install ninja)")
+    if not (torch_include() / "torch" / "library.h").is_file():
+        raise ToolchainError(f"torch has no headers in {torch_include()}: kernels need a torch installed from a wheel")
+    nvcc = None
+    if device == "cuda":
+        nvcc = find_nvcc(cuda_home)
+        if nvcc is None:
+            raise ToolchainError("no nvcc: no CUDA compiler is on the PATH, in CUDA_HOME or among the Python packages")
+        if torch.version.cuda is None:
+            raise ToolchainError(f"torch {torch.__version__} was built without CUDA: the CUDA kernels link to its libraries")
+    return Toolchain(Path(compiler), ninja, nvcc)
+
+
+def find_nvcc(cuda_home: Path | None = None) -> Path | None:
+    """nvcc of a toolkit, of the PATH, of the Python package nvidia-cuda-nvcc, or of the usual place; None if there is none."""
+    candidates = [cuda_home / "bin" / "nvcc"] if cuda_home else []
+    on_path = shutil.which("nvcc")
+    candidates += [Path(on_path)] if on_path else []
+    spec = importlib.util.find_spec("nvidia")
+    for folder in sorted(spec.submodule_search_locations or () if spec else ()):
+        candidates += sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True) + sorted(Path(folder).glob("cuda_nvcc/bin/nvcc"))
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _find_ninja() -> Path | None:
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None:
+        import ninja
+
+        found = Path(ninja.BIN_DIR) / "ninja"
+        if found.is_file():
+            return found
+    on_path = shutil.which("ninja") or shutil.which("ninja-build")
+    return Path(on_path) if on_path else None
+
+
+def torch_include() -> Path:
+    """Folder of torch's headers."""
+    return Path(torch.__file__).parent / "include"
+
+
+def torch_libraries() -> Path:
+    """Folder of torch's shared libraries."""
+    return Path(torch.__file__).parent / "lib"
+
+
+def visible_architectures() -> tuple[str, ...]:
+    """Architectures of the GPUs torch sees ('90a', '100', ...); of a library for any machine if it sees none."""
+    if not torch.cuda.is_available():
+        return ARCHITECTURES
+    found = {torch.cuda.get_device_capability(ordinal) for ordinal in range(torch.cuda.device_count())}
+    return tuple("90a" if capability == (9, 0) else f"{capability[0]}{capability[1]}" for capability in sorted(found))
+
+
+def is_x86() -> bool:
+    """Whether the AVX2 and AVX-512 kernels are built here."""
+    return platform.machine().lower() in X86

@@ -1,0 +1,189 @@
+"""FusedRenderer: the renderer's CUDA path over fused kernels. Same faces as Renderer, whole frames in few launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from landmark_batch import kernels
+from landmark_batch.cameras.rays import pixel_rays
+from landmark_batch.kernels import fused
+from landmark_batch.model.decoder import Decoder
+from landmark_batch.model.field import STORAGE
+from landmark_batch.model.output import RenderOutput
+from landmark_batch.model.sampling import Sampler, flat_box
+from landmark_batch.model.settings import RenderSettings
+from landmark_batch.scene.weights import SceneWeights
+
+# Transmittance below which a ray ends: what is left out is at most this much of alpha, and in no sample has a colour.
+STOP = {"fp32": 1e-7, "fp16": 1e-4}
+RAYS = 2**21  # at most in a batch, unless the job says otherwise: a frame of 1920x1080 is one
+MEMORY_SHARE = 0.25  # of the free memory, for the buffers of a batch
+TILE = (8, 4)  # pixels a warp takes: neighbours share texels
+
+
+class FusedRenderer:
+    """Renders frames of one scene with one set of settings on a CUDA device. Arguments as for Renderer.
+
+    A ray's arithmetic does not depend on the rays beside it, so a frame has the same bits whatever the batch. Buffers for coloured
+    samples start small and grow when a frame needs more: that frame is rendered again, none is lost.
+    """
+
+    def __init__(self, weights: SceneWeights, settings: RenderSettings, device: torch.device | str = "cuda") -> None:
+        self.settings = settings
+        self.config = weights.config
+        self.device = torch.device(device)
+        dtype = STORAGE[settings.precision]
+        config = weights.config
+        with torch.inference_mode():
+            self._sampler = Sampler(config, settings, None, self.device)
+            self._occupancy: list[Tensor] = []
+            self._mask_box, self._mask_size = flat_box(config.aabb), [0, 0, 0]
+            if weights.mask is not None:
+                self._occupancy = fused.pack_bits(weights.mask.volume.to(self.device))
+                self._mask_box = flat_box(weights.mask.aabb)
+                self._mask_size = [int(n) for n in reversed(weights.mask.volume.shape)]
+            self._density = [self._store(group, dtype) for group in (weights.density_planes, weights.density_lines)]
+            self._app = [self._store(group, dtype) for group in (weights.app_planes, weights.app_lines)]
+            tables = len(self._app[0])
+            self._basis_density = None
+            if weights.basis_density is not None:
+                self._basis_density = fused.pad_basis(weights.basis_density.to(self.device, torch.float32), tables)
+            self._basis = fused.pad_basis(weights.basis_mat.to(self.device, torch.float32), tables)
+            self._decoder = Decoder(weights, settings.appearance, self.device)
+            self._shade: tuple[Tensor, Tensor] | None = None
+            widths = [matrix.shape[0] for matrix in self._decoder.weights]
+            shape = (config.appearance_channels, tables, dtype, config.app_dim, widths, config.fea_pe, config.view_pe)
+            if fused.shade_takes(*shape) and torch.ops.landmark_batch.shade_fits(tables):
+                self._shade = fused.pack_shade(self._basis, self._decoder.weights, self._decoder.biases)
+        self._division: Sequence[int] = () if config.layout == "single" else config.division
+        self._slots: Tensor | None = None  # every block is in memory
+        self._capacity = 32
+        self._coloured_per_ray = 16.0
+
+    def _store(self, group: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        return [fused.pad_channels(tensor.to(device=self.device, dtype=dtype)) for tensor in group]
+
+    def render(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> RenderOutput:
+        """One frame. c2w: [3, 4] camera to world, OpenGL axes. intrinsics: (fl_x, fl_y, cx, cy) in pixels."""
+        with torch.inference_mode():
+            while True:
+                rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, height)
+                coloured, most, absent, survived = (int(v) for v in status.tolist())  # waits for the frame
+                if not self._grow(most, coloured, width * height):
+                    break
+            if absent:
+                raise RuntimeError(f"{absent} samples lie in blocks that are not in memory")
+            if self.settings.background == "white":
+                rgb = rgb.add_(1.0 - alpha[..., None])
+            counters = {
+                "rays": width * height,
+                "samples": width * height * self.settings.samples,
+                "survived": survived,
+                "coloured": coloured,
+            }
+            return RenderOutput(rgb.clamp_(0.0, 1.0), depth, alpha, counters, {})
+
+    def _grow(self, most: int, coloured: int, rays: int) -> bool:
+        """Whether the frame has to be rendered again, with larger buffers."""
+        again = False
+        if most > self._capacity:
+            self._capacity = -(-most // 16) * 16
+            again = True
+        if coloured > self._list_capacity(rays) or self._overfull:
+            self._coloured_per_ray = max(self._coloured_per_ray * 1.5, coloured / rays * 1.25)
+            again = True
+        return again
+
+    def _list_capacity(self, rays: int) -> int:
+        return max(1024, int(rays * self._coloured_per_ray))
+
+    def _frame(
+        self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(self.device, non_blocking=True)
+        lens = torch.tensor([float(v) for v in intrinsics], dtype=torch.float32).to(self.device, non_blocking=True)
+        order = _tile_order(width, height, self.device)
+        rgb = torch.empty(height * width, 3, dtype=torch.float32, device=self.device)
+        depth = torch.empty(height * width, dtype=torch.float32, device=self.device)
+        alpha = torch.empty(height * width, dtype=torch.float32, device=self.device)
+        totals, fullest = [], []
+        for pixels in order.split(self.settings.rays_per_batch or self._batch()):
+            rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels, width)
+            traced = self._trace(rays)
+            rgb[pixels] = self._colours(rays, traced)
+            depth[pixels], alpha[pixels] = traced.depth, traced.alpha
+            totals.append(traced.status)
+            fullest.append(traced.status[0] > traced.list.shape[0])
+        status = torch.stack(totals)
+        self._full = torch.stack(fullest).any()
+        status = torch.stack([status[:, 0].sum(), status[:, 1].amax(), status[:, 2].sum(), status[:, 3].sum()])
+        return rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), status
+
+    @property
+    def _overfull(self) -> bool:
+        return bool(self._full)
+
+    def _trace(self, rays: Tensor) -> fused.Traced:
+        settings, config = self.settings, self.config
+        planes, lines = self._density
+        base, slope = self._sampler.tables
+        return fused.Traced(
+            *fused.trace(
+                rays,
+                self._sampler.extent(rays),
+                base,
+                slope,
+                flat_box(settings.aabb),
+                self._occupancy,
+                self._mask_box,
+                self._mask_size,
+                settings.alpha_mask_threshold,
+                flat_box(config.aabb),
+                self._division,
+                self._slots,
+                planes,
+                lines,
+                len(config.resolutions),
+                self._basis_density,
+                config.activation,
+                config.nonlinear_density,
+                config.density_shift,
+                settings.distance_scale,
+                config.weight_threshold,
+                STOP[settings.precision],
+                self._capacity,
+                self._list_capacity(rays.shape[0]),
+            )
+        )
+
+    def _colours(self, rays: Tensor, traced: fused.Traced) -> Tensor:
+        """Sum of weight * colour [R, 3] of each ray."""
+        planes, lines = self._app
+        field = (flat_box(self.config.aabb), self._division, self._slots, planes, lines, len(self.config.resolutions))
+        if self._shade is not None:
+            return fused.shade(rays, traced.list, traced.status, traced.found, traced.offset, *field, *self._shade)
+        count = min(int(traced.status[0]), traced.list.shape[0])
+        samples = traced.list[:count]
+        features = fused.features(rays, samples, count, *field, self._basis)
+        ray = fused.list_ray(samples)
+        rgb = kernels.decode(
+            features, rays, ray, self._decoder.weights, self._decoder.biases, fea_pe=self.config.fea_pe, view_pe=self.config.view_pe
+        )
+        colour = torch.nn.functional.pad(rgb * fused.list_weight(samples)[:, None], (0, 1))
+        return fused.resolve(colour, traced.offset, traced.found)
+
+
+@lru_cache(maxsize=4)
+def _tile_order(width: int, height: int, device: torch.device) -> Tensor:
+    """Pixel indices row * width + column [W * H] int64, tile by tile of 8 x 4 pixels."""
+    columns = torch.arange(width, device=device)
+    rows = torch.arange(height, device=device)
+    tile = (rows[:, None] // TILE[1]) * -(-width // TILE[0]) + columns // TILE[0]
+    inside = (rows[:, None] % TILE[1]) * TILE[0] + columns % TILE[0]
+    return (tile * (TILE[0] * TILE[1]) + inside).view(-1).argsort()

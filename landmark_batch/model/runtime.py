@@ -1,0 +1,103 @@
+"""Which implementation of the ops a render uses, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from landmark_batch.errors import ConfigError, KernelBuildError
+from landmark_batch.kernels import build
+from landmark_batch.kernels.build import KernelStatus
+
+AUTO_USES_FUSED = {"cpu": False, "cuda": False}  # whether runtime 'auto' takes the compiled kernels of a device
+REMEDIES = {
+    "cpu": "install a C++ compiler (Debian: apt install g++), or set --runtime torch",
+    "cuda": "install landmark-batch[cuda], which brings the CUDA compiler, and a C++ compiler, or set --runtime torch",
+}
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True)
+class RuntimeChoice:
+    """runtime: 'torch' (plain torch ops) or 'fused' (compiled kernels). reason: one line for status and doctor."""
+
+    runtime: Literal["torch", "fused"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """Where compiled kernels come from: the program's cache folder, a folder of prebuilt libraries instead, a CUDA toolkit."""
+
+    cache_dir: Path | None = None
+    prebuilt: Path | None = None
+    cuda_home: Path | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], cache_dir: Path | None = None) -> KernelSource:
+        """Of LANDMARK_BATCH_KERNELS (prebuilt) and CUDA_HOME; the caller reads the environment."""
+
+        def path(name: str) -> Path | None:
+            return Path(environment[name]) if environment.get(name) else None
+
+        return cls(cache_dir, path("LANDMARK_BATCH_KERNELS"), path("CUDA_HOME"))
+
+    def status(self, device: str) -> KernelStatus:
+        """What there is, without building."""
+        return build.status(device, cache_dir=self.cache_dir, prebuilt=self.prebuilt, cuda_home=self.cuda_home)
+
+    def prepare(self, device: str, progress: Callable[[str, float], None] | None = None) -> KernelStatus:
+        """Build what is missing, so that workers find it; loads nothing into this process."""
+        if self.prebuilt is not None:
+            return self.status(device)
+        return build.build(device, cache_dir=self.cache_dir, cuda_home=self.cuda_home, progress=progress)
+
+
+def resolve_runtime(requested: str, device: str = "cpu", *, kernels: KernelStatus | None = None) -> RuntimeChoice:
+    """requested: 'auto', 'torch' or 'fused', for a device 'cpu' or 'cuda'.
+
+    kernels: of `KernelSource.prepare` before a render, of `KernelSource.status` where nothing may be built (default: the usual
+    cache's). Raises KernelBuildError for kernels that are demanded and not to be had: by 'fused', or by 'auto' on CUDA, where
+    plain torch would be many times slower; on a CPU 'auto' then means torch, with one warning. ConfigError for any other word.
+    """
+    if requested not in ("auto", "torch", "fused"):
+        raise ConfigError(f"model.runtime = {requested!r}: one of auto, torch, fused", remedy='set model.runtime = "auto"')
+    if requested == "torch":
+        return RuntimeChoice("torch", "asked for")
+    if requested == "auto" and not AUTO_USES_FUSED[device]:
+        return RuntimeChoice("torch", f"the default of this version on {device}")
+    kernels = kernels or build.status(device)
+    if kernels.usable:
+        return RuntimeChoice("fused", kernels.reason)
+    if requested == "auto" and device == "cpu":
+        _warn_once(f"the compiled CPU kernels cannot be used, so torch renders, many times slower: {kernels.reason}")
+        return RuntimeChoice("torch", f"no compiled kernels: {kernels.reason}")
+    raise KernelBuildError(f'model.runtime = "{requested}" on {device}: {kernels.reason}', remedy=REMEDIES[device])
+
+
+def load_runtime(
+    runtime: str, device: str, *, source: KernelSource | None = None, progress: Callable[[str, float], None] | None = None
+) -> KernelStatus | None:
+    """Make this process render with the resolved `runtime`: loads the compiled kernels for 'fused', does nothing for 'torch'.
+
+    The ops of a loaded library serve the whole process from then on, so a process that is to render with 'torch' must not load
+    it. Raises KernelBuildError with the reason.
+    """
+    if runtime == "torch":
+        return None
+    source = source or KernelSource()
+    try:
+        return build.require(device, cache_dir=source.cache_dir, prebuilt=source.prebuilt, cuda_home=source.cuda_home, progress=progress)
+    except build.KernelError as error:
+        raise KernelBuildError(str(error), remedy=REMEDIES[device]) from error
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        _log.warning(message)

@@ -1,0 +1,67 @@
+"""The compiled CPU kernels, in processes of their own: once loaded, their ops would serve every later test of this one.
+
+Each test here runs a set of tests with the library loaded: parity with the reference (compiled/check_*.py), and the tests of the
+reference itself, which the compiled ops have to pass as well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from landmark_batch.kernels import build
+from landmark_batch.kernels.toolchain import ToolchainError, find_toolchain
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+SETS = {
+    "march": ["tests/kernels/compiled/check_march.py", "tests/kernels/test_march.py", "tests/kernels/test_rays.py"],
+    "field": ["tests/kernels/compiled/check_field.py", "tests/kernels/test_field.py"],
+    "shading": ["tests/kernels/compiled/check_shading.py", "tests/kernels/test_compositing.py", "tests/kernels/test_decoding.py"],
+    "schemas": ["tests/kernels/test_ops.py"],
+    "frames": ["tests/kernels/compiled/check_frames.py", "tests/model/test_exactness.py"],
+    "LandMark's frames": ["tests/model/test_reference_frames.py"],
+}
+
+
+@pytest.fixture(scope="session")
+def libraries(request: pytest.FixtureRequest) -> Path:
+    """Folder of the library, built once and kept in pytest's cache; skips where there is no compiler, never on a failed build."""
+    try:
+        find_toolchain("cpu")
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    assert request.config.cache is not None
+    found = build.build("cpu", cache_dir=Path(request.config.cache.mkdir("landmark-kernels")))
+    assert found.usable and found.path is not None, found.reason
+    return found.path.parent
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", SETS)
+def test_with_the_library_loaded(name: str, libraries: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.kernels.compiled.plugin", "-p", "no:cacheprovider", *SETS[name]]
+    environment = {**os.environ, "LANDMARK_TEST_KERNELS": str(libraries)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    assert " passed" in last or " skipped" in last, last
+
+
+def test_every_set_of_checks_is_run() -> None:
+    named = {path for paths in SETS.values() for path in paths}
+    assert {f"tests/kernels/compiled/{path.name}" for path in (HERE / "compiled").glob("check_*.py")} <= named
+    assert all((ROOT / path).is_file() for path in named)
+
+
+def test_the_library_of_another_torch_is_refused(libraries: Path, tmp_path: Path) -> None:
+    copy = build.export(build.status("cpu", prebuilt=libraries), tmp_path)
+    facts = copy.with_suffix(".json")
+    assert build.status("cpu", prebuilt=tmp_path).usable
+    facts.write_text(facts.read_text().replace('"torch": "', '"torch": "1.'))
+    found = build.load("cpu", prebuilt=tmp_path)
+    assert not found.loaded and "built for torch 1." in found.reason

@@ -1,0 +1,58 @@
+"""The pool of single-threaded threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from landmark_batch.model.pool import TilePool
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 4])
+def test_results_come_in_order(threads: int) -> None:
+    def slow_when_even(i: int) -> int:
+        time.sleep(0.002 if i % 2 == 0 else 0)
+        return i * i
+
+    assert list(TilePool(threads).map(slow_when_even, range(20))) == [i * i for i in range(20)]
+    assert list(TilePool(threads).map(slow_when_even, [])) == []
+
+
+def test_threads_are_torchs_only_ones() -> None:
+    pool = TilePool(2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        numbers = set(pool.map(lambda _: (threading.current_thread() is threading.main_thread(), torch.get_num_threads()), range(8)))
+        assert numbers == {(False, 1)}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        pool.close()
+
+
+def test_no_more_is_made_than_threads_and_one_waiting() -> None:
+    started: list[int] = []
+
+    def start(i: int) -> int:
+        started.append(i)
+        return i
+
+    results = TilePool(2).map(start, range(50))
+    assert next(results) == 0
+    time.sleep(0.05)
+    assert len(started) <= 5
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_reaches_the_caller(threads: int) -> None:
+    def fail(i: int) -> int:
+        if i == 3:
+            raise ValueError("tile 3")
+        return i
+
+    with pytest.raises(ValueError, match="tile 3"):
+        list(TilePool(threads).map(fail, range(10)))
