@@ -1,0 +1,110 @@
+"""What every command prints alike: sizes, times, tables, JSON, and at its end the paths it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from landmark_batch.errors import ConfigError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    if unit == "GiB" and count >= 1024:
+        count, unit = count / 1024, "TiB"
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def human_time(seconds: float) -> str:
+    """75 -> '1:15', 3725 -> '1:02:05', 0.4 -> '0.4 s'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def count_of(number: int, thing: str) -> str:
+    """(1, 'frame') -> '1 frame', (240, 'frame') -> '240 frames'."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory; what vanishes meanwhile counts nothing."""
+    if not path.is_dir():
+        return path.stat().st_size if path.exists() else 0
+    total = 0
+    folders = [os.fspath(path)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return total
+
+
+def shown_path(path: Path) -> str:
+    """Relative to the working directory where it lies below it, else as it is."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def say_written(items: Iterable[Path | tuple[Path, str]]) -> None:
+    """The last lines of a command: each path with its size, and a remark where one is given."""
+    rows = []
+    for item in items:
+        path, remark = item if isinstance(item, tuple) else (item, "")
+        if path.exists():
+            rows.append([shown_path(path) + ("/" if path.is_dir() else ""), human_bytes(size_on_disk(path)), remark])
+    if rows:
+        click.echo("wrote")
+        say_table(rows, indent="  ")
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raises ConfigError where a file would be replaced unasked."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory", remedy="name a file")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists", remedy="--force replaces it, -o FILE writes another one")
+
+
+def say_table(rows: Sequence[Sequence[str]], *, head: Sequence[str] = (), indent: str = "") -> None:
+    """Columns aligned: below a head numbers to the right, everything else to the left."""
+    every = [[str(cell) for cell in row] for row in ([head, *rows] if head else rows)]
+    if not every:
+        return
+    widths = [max(len(row[i]) for row in every) for i in range(len(every[0]))]
+    for number, row in enumerate(every):
+        cells = [cell.rjust(width) if head and _numeric(cell) else cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        click.echo((indent + "  ".join(cells)).rstrip())
+        if head and number == 0:
+            click.echo(indent + "  ".join("-" * width for width in widths))
+
+
+def _numeric(cell: str) -> bool:
+    return cell[:1].isdigit() or (cell[:1] == "-" and cell[1:2].isdigit())
+
+
+def say_json(value: Any) -> None:
+    """One JSON document on standard output; paths as text."""
+    click.echo(json.dumps(value, indent=2, default=str, allow_nan=False))

@@ -1,0 +1,78 @@
+"""info: what a checkpoint holds, what it costs, what it lacks to be rendered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from landmark_batch.commands.common import human_bytes, json_option, say_json, say_table
+from landmark_batch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from landmark_batch.scene.info import SceneInfo
+
+
+def parse_division(text: str | None, flag: str = "--plane-division") -> tuple[int, int] | None:
+    """'2x3' or '2,3' -> (2, 3). Raises ConfigError naming the flag."""
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{flag} {text!r}: not blocks along x and y", remedy="write it as 2x3")
+    return int(parts[0]), int(parts[1])
+
+
+@click.command("info")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--plane-division", help="Blocks along x and y, as 2x3; default the checkpoint's own.")
+@json_option
+def command(checkpoint: Path, plane_division: str | None, as_json: bool) -> None:
+    """What CHECKPOINT holds: a LandMark .th file, or a directory of -sub{b}.th files. Nothing in it is executed."""
+    from landmark_batch.scene.info import describe_scene
+
+    info = describe_scene(checkpoint, parse_division(plane_division))
+    if as_json:
+        say_json(info.as_dict())
+        return
+    click.echo(f"{checkpoint}: {info.layout}, {human_bytes(info.file_bytes)}")
+    say_table(_rows(info), indent="  ")
+    for note in info.notes:
+        click.echo(f"  note: {note}")
+    if info.missing:
+        click.echo("missing to render it:")
+        for lack in info.missing:
+            click.echo(f"  {lack}")
+    else:
+        click.echo("nothing is missing to render it")
+
+
+def _rows(info: SceneInfo) -> list[list[str]]:
+    division = f"{info.division[0]} x {info.division[1]}" if info.division else "unknown"
+    low, high = (", ".join(f"{value:g}" for value in corner) for corner in info.aabb)
+    mask = "none"
+    if info.mask is not None:
+        mask = f"{' x '.join(map(str, info.mask.size))} voxels, {info.mask.occupied:.1%} occupied"
+    rows = [
+        ["blocks", f"{info.blocks} ({division})"],
+        ["resMode", f"{', '.join(map(str, info.resolutions))}; ndims {info.ndims}"],
+        ["grid", f"{' x '.join(map(str, info.grid_size))} voxels{' a block' if info.blocks > 1 else ''}"],
+        ["planes", f"{', '.join(f'{level.plane[0]} x {level.plane[1]}' for level in info.levels)}"],
+        ["lines", f"{', '.join(str(level.line) for level in info.levels)}"],
+        ["channels", f"density {info.density_channels}, appearance {info.appearance_channels}"],
+        ["parameters", f"{info.parameters:,}"],
+        ["memory", f"{human_bytes(info.bytes_fp32)} in fp32, {human_bytes(info.bytes_fp16)} in fp16"],
+        ["box", f"({low}) to ({high})"],
+        ["near, far", f"{info.near_far[0]:g}, {info.near_far[1]:g}"],
+        ["mask", f"{mask}"],
+        ["density", f"{info.activation}, shift {info.density_shift:g}, distance_scale {info.distance_scale:g}"],
+        ["decoder", f"width {info.feature_width}, view_pe {info.view_pe}, fea_pe {info.fea_pe}, bias {'yes' if info.bias else 'no'}"],
+        ["appearances", f"{info.embedding_rows or 'none'}"],
+    ]
+    if info.edits:
+        shown = "; ".join(f"{edit} of block {', '.join(map(str, blocks))}" for edit, blocks in info.edits.items())
+        rows.append(["edits", f"{shown}"])
+    if info.training_args:
+        rows.append(["training", ", ".join(f"{key} = {value}" for key, value in info.training_args.items())])
+    return rows

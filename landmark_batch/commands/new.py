@@ -1,0 +1,65 @@
+"""new: a commented job file for a checkpoint, its values taken from the checkpoint's own training settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from landmark_batch.commands.common import count_of, refuse_existing, say_written, shown_path
+from landmark_batch.commands.info import parse_division
+from landmark_batch.commands.job_source import checkpoint_values
+from landmark_batch.errors import ConfigError
+from landmark_batch.job_template import job_text, scene_name
+
+
+@click.command("new")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--cameras", type=click.Path(path_type=Path), help="transforms.json or camera_path.json.")
+@click.option("--transform", type=click.Path(path_type=Path), help="dataparser_transforms.json, for a camera_path.json.")
+@click.option("--plane-division", help="Blocks along x and y, as 2x3; default the checkpoint's own.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The job file; default NAME.toml in the working directory.")
+@click.option("--force", is_flag=True, help="Replace the job file if it exists.")
+def command(
+    checkpoint: Path, cameras: Path | None, transform: Path | None, plane_division: str | None, output: Path | None, force: bool
+) -> None:
+    """Write a commented job file for CHECKPOINT, with all keys, their units and their defaults."""
+    from landmark_batch.cameras.check import check_flight
+    from landmark_batch.cameras.formats import load_flight
+    from landmark_batch.job import load_job
+    from landmark_batch.scene.checkpoint import load_config
+
+    if cameras is None:
+        raise ConfigError(
+            "no cameras to render", remedy="add --cameras FILE; `landmark-batch cameras survey CHECKPOINT -o FILE` makes a flight"
+        )
+    division = parse_division(plane_division)
+    path = output or Path(f"{scene_name(checkpoint)}.toml")
+    refuse_existing(path, force)
+    config = load_config(checkpoint, plane_division=division)
+    values, remarks = checkpoint_values(checkpoint, division)
+    flight = load_flight(cameras, transform=transform)
+    warnings = check_flight(flight, config.aabb, config.near_far)
+
+    folder = path.absolute().parent
+    values["scene"]["checkpoint"] = _relative(checkpoint, folder)
+    values["cameras"] = {"file": _relative(cameras, folder)}
+    if transform is not None:
+        values["cameras"]["transform"] = _relative(transform, folder)
+    name = path.name.removesuffix(".toml")
+    remarks["cameras.file"] = f"{count_of(len(flight), 'frame')} of {flight.width}x{flight.height}"
+    text = job_text(values, name=name, title=f"A flight over {checkpoint.name}", file=path.name, remarks=remarks)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write it: {error.strerror}", remedy="name a file in a folder you may write to") from None
+    load_job(path)
+    for warning in warnings:
+        click.echo(f"landmark-batch: warning: {warning}", err=True)
+    say_written([path])
+    click.echo(f"next: landmark-batch preview {shown_path(path)}, or landmark-batch render {shown_path(path)}")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.expanduser().absolute(), folder)).as_posix()

@@ -1,0 +1,150 @@
+"""render: a flight into a store, images and film beside it; goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landmark_batch.commands import logs
+from landmark_batch.commands.common import count_of, human_time, say_table, say_written
+from landmark_batch.commands.interrupts import Interrupts
+from landmark_batch.commands.job_source import JobCommand, JobRequest, going_on, job_options, read_job
+from landmark_batch.commands.progress import ProgressSink
+from landmark_batch.errors import RenderInterrupted
+
+if TYPE_CHECKING:
+    from landmark_batch.workflows.export_session import ExportResult, ExportSession
+    from landmark_batch.workflows.result import RenderResult
+
+
+@click.command("render", cls=JobCommand)
+@job_options
+@click.option("--update", is_flag=True, help="Replace finished frames that were rendered with other settings.")
+@click.option("--overwrite", is_flag=True, help="Render every frame again.")
+@click.option("--join", is_flag=True, help="Share the store with other processes that render the same job.")
+@click.option("--scheduler", help="Address of a running Dask scheduler, in place of worker processes here.")
+@click.option("--png", is_flag=True, help="Export images as chunks finish, as the job's [images] says.")
+@click.option("--video", is_flag=True, help="Make the film too, as the job's [video] says.")
+@click.option("--allow-8bit", is_flag=True, help="Exports of more than 8 bits from a uint8 store.")
+@click.option("--no-dashboard", is_flag=True, help="Start no Dask dashboard.")
+@click.pass_context
+def command(ctx: click.Context, /, **flags: Any) -> None:
+    """Render what is missing of a job into its store.
+
+    \b
+    landmark-batch render city.toml
+    landmark-batch render city.toml -o test.zarr --frames 0-239x10 --set sampling.samples=128
+    landmark-batch render city-merged-stack.th --cameras transforms.json
+    landmark-batch render --config city.txt --ckpt city.th --model_type MultiBlockTorch --save_png     (LandMark's own options)
+
+    Frames that stand in the store are kept; the same command goes on after an interruption. Exit codes: 0 done, 2 bad input,
+    3 frames are missing, 130 interrupted.
+    """
+    request = read_job(ctx, flags)
+    options = {name: flags[name] for name in ("update", "overwrite", "join", "scheduler", "allow_8bit")}
+    run_job(request, going_on(ctx), images=flags["png"], video=flags["video"], dashboard=not flags["no_dashboard"], **options)
+
+
+def run_job(
+    request: JobRequest,
+    again: str,
+    *,
+    images: bool = False,
+    video: bool = False,
+    allow_8bit: bool = False,
+    wrote: Sequence[Path] = (),
+    **options: Any,
+) -> None:
+    """Render a job with progress, Ctrl-C, exports and a last word. again: the command line that goes on.
+
+    wrote: paths written before, listed too. options: those of `run_render`. Raises LandmarkError kinds; RenderInterrupted and
+    RenderIncompleteError when frames are missing at the end.
+    """
+    from landmark_batch.cameras.formats import flight_of_job
+    from landmark_batch.workflows.export import check_exports
+    from landmark_batch.workflows.export_session import ExportSession
+    from landmark_batch.workflows.render import run_render
+
+    job = request.job
+    images = images or request.export_images
+    if images or video:
+        for note in check_exports(job, flight_of_job(job), images=images, video=video, allow_8bit=allow_8bit):
+            click.echo(f"note: {note}", err=True)
+    logs.belongs_to(job.log_path)
+    sessions: list[ExportSession] = []
+
+    def open_exports(wanted: tuple[int, ...], todo: tuple[int, ...]) -> ExportSession:
+        sessions.append(ExportSession.of_job(job, frames=wanted, pending=todo, images=images, video=video, allow_8bit=allow_8bit))
+        return sessions[0]
+
+    with Interrupts(again) as interrupts:
+        try:
+            with ProgressSink() as progress:
+                exports = open_exports if images or video else None
+                result = run_render(job, sinks=[progress], stop=interrupts.stop, exports=exports, **options)
+            interrupts.graceful = False
+            exported = None if result.state == "interrupted" else _finish(sessions)
+        finally:
+            for session in sessions:
+                session.abort()
+            if job.log_path.is_file() and not job.log_path.stat().st_size:
+                job.log_path.unlink()
+    _say_result(result, request.stage_times)
+    _say_exports(exported)
+    written: list[Path | tuple[Path, str]] = [
+        *wrote,
+        (result.store, f"{result.wanted - len(result.missing):,} of {result.wanted:,} frames"),
+    ]
+    if exported is not None:
+        written += [(report.folder, f"{len(report.written):,} written, {len(report.unchanged):,} up to date") for report in exported.images]
+        written += [exported.video.path] if exported.video is not None else []
+    if result.log is not None:
+        written.append(result.log)
+    say_written(written)
+    error = result.error()
+    if isinstance(error, RenderInterrupted):
+        raise RenderInterrupted(error.message, remedy=f"to go on: {again}")
+    if error is not None:
+        raise error
+
+
+def _finish(sessions: Sequence[ExportSession]) -> ExportResult | None:
+    if not sessions:
+        return None
+    try:
+        return sessions[0].finish()
+    except KeyboardInterrupt:
+        raise RenderInterrupted(
+            "exports were stopped; the rendered frames stand",
+            remedy="`landmark-batch export images` and `export video` make them from the store",
+        ) from None
+
+
+def _say_result(result: RenderResult, stage_times: bool) -> None:
+    if not result.rendered and not result.missing:
+        return  # the progress lines said so
+    if result.rendered:
+        rate = f", {result.rendered / result.render_seconds:.2f} frames/s" if result.render_seconds > 0 else ""
+        times = f"{human_time(result.seconds)} (start-up {human_time(result.startup_seconds)}{rate})"
+        text = f"{count_of(result.rendered, 'frame')} rendered in {times}"
+    else:
+        text = "no frame rendered"
+    click.echo(text + (f"; {result.skipped:,} stood already" if result.skipped else ""))
+    if stage_times and result.stages:
+        say_table([[name, f"{seconds:.2f}"] for name, seconds in result.stages.items()], head=["stage", "seconds over all workers"])
+
+
+def _say_exports(exported: ExportResult | None) -> None:
+    if exported is None:
+        return
+    from landmark_batch.commands.export import say_film, say_images
+
+    for report in exported.images:
+        say_images(report)
+    if exported.video is not None:
+        say_film(exported.video)
+    for note in exported.notes:
+        click.echo(f"note: {note}")

@@ -1,0 +1,132 @@
+"""status: how far a store is, from its ledger alone. No torch, no scene, no cluster."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landmark_batch.chunks import format_frame_ranges
+from landmark_batch.commands.common import human_bytes, human_time, json_option, say_json, say_table, size_on_disk
+
+if TYPE_CHECKING:
+    from landmark_batch.frames.records import FrameRecord
+    from landmark_batch.frames.store import FrameStore
+
+_RECENT = 600.0  # seconds before the last commit that make its speed
+_LISTED = 20  # ranges shown before the rest is counted
+
+
+@click.command("status")
+@click.argument("store", type=click.Path(path_type=Path))
+@json_option
+def command(store: Path, as_json: bool) -> None:
+    """How far STORE is: frames done and missing, size, speed, who writes it now, what it was rendered with."""
+    from landmark_batch.frames.store import FrameStore
+
+    found = examine(FrameStore.open(store))
+    if as_json:
+        say_json(found)
+    else:
+        _say(found)
+
+
+def examine(store: FrameStore) -> dict[str, Any]:
+    """Everything status shows, JSON-ready."""
+    from landmark_batch.frames.owner import store_owners
+
+    finished = store.finished()
+    total = store.spec.frames
+    missing = [frame for frame in range(total) if frame not in finished]
+    settings = store.settings()
+    values: Mapping[str, Any] = settings.values if settings is not None else {}
+    speed = recent_speed(finished)
+    per_frame = store.measured_bytes_per_frame()
+    last = max((record.at for record in finished.values()), default=None)
+    workers = Counter(_worker(record) for record in finished.values())
+    return {
+        "store": str(store.path),
+        "name": store.name,
+        "frames": total,
+        "done": len(finished),
+        "missing": len(missing),
+        "missing_frames": format_frame_ranges(missing),
+        "damaged_frames": format_frame_ranges(_remembered_damage(store)),
+        "size": [store.spec.width, store.spec.height],
+        "outputs": {output.name: output.dtype for output in store.spec.outputs},
+        "bytes": size_on_disk(store.path),
+        "bytes_to_come": round(per_frame * len(missing)) if per_frame is not None else None,
+        "last_commit": last,
+        "workers": dict(workers.most_common()),
+        "frames_per_second": speed,
+        "seconds_to_come": len(missing) / speed if speed else None,
+        "attempts": sum(record.attempt > 0 for record in finished.values()),
+        "written_by": [str(entry) for entry in store_owners(store.path)],
+        "settings": dict(values),
+    }
+
+
+def _worker(record: FrameRecord) -> str:
+    return record.worker if record.worker.startswith(f"{record.host}/") else f"{record.host}/{record.worker}"
+
+
+def recent_speed(finished: Mapping[int, FrameRecord]) -> float | None:
+    """Frames a second over the ten minutes before the last commit; None before there are two commits."""
+    ends = sorted({record.at for record in finished.values()})
+    if len(ends) < 2:
+        return None
+    begin = next(at for at in ends if at >= ends[-1] - _RECENT)
+    if begin == ends[-1]:
+        begin = ends[-2]
+    count = sum(record.at > begin for record in finished.values())
+    return count / (ends[-1] - begin)
+
+
+def _remembered_damage(store: FrameStore) -> list[int]:
+    """Frames that `verify` found damaged and nobody has rendered since."""
+    from landmark_batch.frames.sealed import DamagedError, read_sealed
+
+    try:
+        return [int(frame) for frame in read_sealed(store.layout.damaged)["frames"]]
+    except (OSError, DamagedError, LookupError):
+        return []
+
+
+def _say(found: Mapping[str, Any]) -> None:
+    share = found["done"] / found["frames"]
+    rows = [
+        ["frames", f"{found['done']:,} of {found['frames']:,} done ({share:.1%})"],
+        ["missing", _shorten(found["missing_frames"]) or "none"],
+    ]
+    if found["damaged_frames"]:
+        rows.append(["damaged", f"{_shorten(found['damaged_frames'])} (found by verify; the next render renders them again)"])
+    outputs = ", ".join(f"{name} {dtype}" for name, dtype in found["outputs"].items())
+    rows.append(["holds", f"{found['size'][0]}x{found['size'][1]}, {outputs}"])
+    to_come = f", about {human_bytes(found['bytes_to_come'])} to come" if found["bytes_to_come"] else ""
+    rows.append(["on disk", human_bytes(found["bytes"]) + to_come])
+    if found["last_commit"] is not None:
+        when = datetime.fromtimestamp(found["last_commit"]).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+        rows.append(["last commit", f"{when} ({human_time(max(0.0, time.time() - found['last_commit']))} ago)"])
+        shown = [f"{name} ({count:,})" for name, count in list(found["workers"].items())[:8]]
+        rows.append(["rendered by", ", ".join(shown) + (f" and {len(found['workers']) - 8} more" if len(found["workers"]) > 8 else "")])
+    if found["frames_per_second"] is not None:
+        rows.append(["speed", f"{found['frames_per_second']:.2f} frames/s when last seen"])
+        if found["missing"]:
+            rows.append(["rest", f"about {human_time(found['seconds_to_come'])} at that speed"])
+    if found["attempts"]:
+        rows.append(["retried", f"{found['attempts']:,} frames"])
+    rows.append(["written now", "; ".join(found["written_by"]) or "by nobody"])
+    recorded = {key.rpartition(".")[2]: str(value) for key, value in found["settings"].items()}
+    rows += [[key, recorded[key]] for key in ("runtime", "device", "precision") if key in recorded]
+    click.echo(f"{found['store']}: {found['name']}")
+    say_table(rows, indent="  ")
+
+
+def _shorten(ranges: str) -> str:
+    parts = ranges.split(",")
+    return ranges if len(parts) <= _LISTED else f"{','.join(parts[:_LISTED])} and {len(parts) - _LISTED} more ranges (--json lists all)"
