@@ -1,0 +1,81 @@
+"""The fence: which writers may still commit. One small checksummed file, read at every commit.
+
+generation: grows with each job that takes the store and each discard; orders the ledger. min_generation: writers that opened
+the store before it belong to a job that has ended. epochs: per render group, the lowest epoch that may commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from landmark_batch.errors import StaleWriterError, StoreError
+
+from . import durable
+from .layout import StoreLayout
+from .ledger import LedgerIndex
+from .locks import store_mutex
+from .sealed import DamagedError, read_sealed, seal
+
+_FAR = 1000  # a rebuilt fence is above any generation that was handed out and never recorded
+
+
+@dataclass(frozen=True)
+class Fence:
+    generation: int = 1
+    min_generation: int = 1
+    epochs: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self, writer: str, generation: int, epoch: int, group: str) -> None:
+        """Raises StaleWriterError if that writer's time is over."""
+        if generation < self.min_generation:
+            raise StaleWriterError(
+                f"writer {writer}: its job (generation {generation}) has ended, generation {self.min_generation} owns the store"
+            )
+        if epoch < self.epochs.get(group, 0):
+            raise StaleWriterError(f"writer {writer}: its epoch {epoch} has ended, group {group!r} is in epoch {self.epochs[group]}")
+
+
+def write_fence(layout: StoreLayout, fence: Fence) -> None:
+    durable.replace_file(
+        layout.fence, seal({"generation": fence.generation, "min_generation": fence.min_generation, "epochs": dict(fence.epochs)})
+    )
+
+
+def read_fence(layout: StoreLayout) -> Fence:
+    """Raises StoreError if it is missing or damaged."""
+    try:
+        values = read_sealed(layout.fence)
+        return Fence(values["generation"], values["min_generation"], values["epochs"])
+    except (OSError, DamagedError, KeyError) as error:
+        raise StoreError(f"{layout.fence}: damaged ({error})", remedy="start the job again: it mends the store") from error
+
+
+def read_or_rebuild(layout: StoreLayout) -> Fence:
+    """The fence, or one that is above everything the ledger says."""
+    try:
+        return read_fence(layout)
+    except StoreError:
+        return Fence(generation=LedgerIndex(layout.ledger).refresh().generation + _FAR)
+
+
+def change_fence(layout: StoreLayout, change: Callable[[Fence], Fence]) -> Fence:
+    """Replace the fence under the store's mutex and return the new one."""
+    with store_mutex(layout):
+        return change_fence_locked(layout, change)
+
+
+def change_fence_locked(layout: StoreLayout, change: Callable[[Fence], Fence]) -> Fence:
+    """As `change_fence`, for callers that hold the mutex."""
+    fence = change(read_or_rebuild(layout))
+    write_fence(layout, fence)
+    return fence
+
+
+def next_generation(fence: Fence) -> Fence:
+    return replace(fence, generation=fence.generation + 1)
+
+
+def new_job(fence: Fence) -> Fence:
+    """A fresh generation that shuts out the writers of all jobs before it."""
+    return Fence(generation=fence.generation + 1, min_generation=fence.generation + 1, epochs={})

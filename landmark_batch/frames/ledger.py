@@ -1,0 +1,227 @@
+"""The ledger: which frames stand. One append-only log a writer, one checksummed JSON line a commit, one index over all logs.
+
+Order. Clocks of hosts disagree, so time decides nothing. The store has a generation counter (`fence`), raised each time a job
+takes the store and each time frames are discarded. Of all lines about a frame the greatest
+(generation, frames before discards of the same generation, sequence, epoch, log name) holds: a discard takes a fresh
+generation, so it voids everything recorded before it and nothing recorded after it. A log counts its lines with `sequence`; a
+writer that replaces a file looks up what is recorded of it and counts on from there, so that what replaces is greater. Two
+writers that commit a frame at the same moment write the same pixels (rendering is deterministic): any fixed order will do.
+
+Damage. A line counts only if its checksum holds. A torn last line (a writer killed in the act) is a commit that never was; a
+damaged line elsewhere leaves its frames unrecorded: they are rendered again. Nothing depends on logs staying as they are cut:
+a log may be rewritten without its void or damaged lines (`repair` does) by whoever owns the store alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from landmark_batch.errors import StoreError
+
+from . import durable
+from .process import writer_tag
+from .records import FrameRecord, Order, line_order, line_records
+from .sealed import DamagedError, seal, unseal
+
+_log = logging.getLogger(__name__)
+SUFFIX = ".log"
+
+
+class LedgerLog:
+    """Appends to the log of one writer. The file is made by its first line and belongs to this object alone. Thread-safe."""
+
+    def __init__(self, directory: Path, worker: str) -> None:
+        self._directory = directory
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._path: Path | None = None
+        self._sequence = 0
+
+    @property
+    def path(self) -> Path | None:
+        return self._path
+
+    def append(self, values: Mapping[str, Any], *, after: int = -1) -> None:
+        """Write one line and fsync it; its sequence is past `after`. Raises StoreError (DiskFullError): then the line is not there."""
+        self.append_all([values], after=after)
+
+    def append_all(self, lines: Sequence[Mapping[str, Any]], *, after: int = -1) -> None:
+        """Write lines and fsync them together. Raises as `append`: then none of them is there, unless the process dies in the act."""
+        with self._lock:
+            first = max(self._sequence, after + 1)
+            data = b"".join(seal({**line, "sequence": first + i}) + b"\n" for i, line in enumerate(lines))
+            try:
+                if self._path is None or not self._path.exists():
+                    self._create(data)
+                else:
+                    self._extend(self._path, data)
+            except OSError as error:
+                self._path = None  # whatever state that file is in, the next line starts another one
+                raise durable.store_error(error, self._directory) from error
+            self._sequence = first + len(lines)
+
+    def _create(self, data: bytes) -> None:
+        path = self._directory / f"{writer_tag(self._worker)}{SUFFIX}"
+        durable.write_new(path, data)
+        durable.sync_directory(self._directory)
+        self._path = path
+
+    @staticmethod
+    def _extend(path: Path, data: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                durable.write_all(descriptor, data)
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class DamagedLine:
+    """file: log name. line: counted from 1. torn: it is the last one and has no end. bytes: its length."""
+
+    file: str
+    line: int
+    reason: str
+    torn: bool
+    bytes: int
+
+    def __str__(self) -> str:
+        what = "ends within a line" if self.torn else f"line {self.line} is damaged ({self.reason})"
+        return f"ledger/{self.file}: {what}: what it recorded is rendered again"
+
+
+@dataclass
+class _Log:
+    inode: int
+    offset: int = 0
+    lines: int = 0
+    tail: int = 0
+
+
+class LedgerIndex:
+    """All logs of a store, read once and then only where they grew. Thread-safe."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._logs: dict[str, _Log] = {}
+        self._latest: dict[int, tuple[Order, FrameRecord | None]] = {}
+        self._damaged: list[DamagedLine] = []
+        self._finished: dict[int, FrameRecord] | None = None
+        self.generation = 0
+
+    def refresh(self) -> LedgerIndex:
+        """Read what was appended since the last call; a missing folder is an empty ledger. Raises StoreError if it cannot be read."""
+        with self._lock:
+            try:
+                self._refresh()
+            except OSError as error:
+                raise StoreError(f"{error.filename or self._directory}: cannot read the ledger ({error.strerror})") from error
+        return self
+
+    def _refresh(self) -> None:
+        found: dict[str, os.stat_result] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._directory) as entries:
+            found = {entry.name: entry.stat() for entry in entries if entry.name.endswith(SUFFIX)}
+        if any(
+            name not in found or found[name].st_ino != log.inode or found[name].st_size < log.offset for name, log in self._logs.items()
+        ):
+            self._reset()  # a log was rewritten or removed: start again
+        for name, status in sorted(found.items()):
+            log = self._logs.setdefault(name, _Log(status.st_ino))
+            if status.st_size > log.offset + log.tail or status.st_size == 0:
+                self._read(name, log)
+
+    def _read(self, name: str, log: _Log) -> None:
+        with (self._directory / name).open("rb") as file:
+            file.seek(log.offset)
+            data = file.read()
+        *lines, tail = data.split(b"\n")
+        for line in lines:
+            log.lines += 1
+            log.offset += len(line) + 1
+            try:
+                self._apply(unseal(line), name)
+            except DamagedError as error:
+                self._damaged.append(DamagedLine(name, log.lines, str(error), torn=False, bytes=len(line)))
+            except (KeyError, TypeError, ValueError) as error:
+                self._damaged.append(DamagedLine(name, log.lines, f"not a record of this program: {error!r}", torn=False, bytes=len(line)))
+        log.tail = len(tail)
+
+    def _apply(self, values: dict[str, Any], writer: str) -> None:
+        order = line_order(values, writer)
+        records = line_records(values) if values["kind"] == "frames" else []
+        self._finished = None
+        self.generation = max(self.generation, order[0])
+        latest = self._latest
+        if values["kind"] == "frames":
+            for record in records:
+                known = latest.get(record.frame)
+                if known is None or known[0] < order:
+                    latest[record.frame] = (order, record)
+        else:
+            for frame in values["frames"]:
+                known = latest.get(frame)
+                if known is None or known[0] < order:
+                    latest[frame] = (order, None)
+
+    def finished(self) -> dict[int, FrameRecord]:
+        """{frame: its record}, ascending, as of the last `refresh`."""
+        with self._lock:
+            if self._finished is None:
+                self._finished = {frame: record for frame, (_, record) in sorted(self._latest.items()) if record is not None}
+            return dict(self._finished)
+
+    def last_sequence(self, frames: Iterable[int]) -> int:
+        """The greatest sequence of what holds of these frames, -1 if nothing is known."""
+        with self._lock:
+            return max((self._latest[frame][0][2] for frame in frames if frame in self._latest), default=-1)
+
+    def record(self, frame: int) -> FrameRecord | None:
+        """The record of one frame, as of the last `refresh`."""
+        with self._lock:
+            return self._latest.get(frame, (None, None))[1]
+
+    def damaged(self) -> list[DamagedLine]:
+        """Lines that do not count, and logs that end within a line or are empty."""
+        with self._lock:
+            found = list(self._damaged)
+            for name, log in self._logs.items():
+                if log.tail or not log.offset:
+                    found.append(DamagedLine(name, log.lines + 1, "cut off", torn=True, bytes=log.tail))
+        return found
+
+
+def rewrite_damaged(directory: Path, damaged: list[DamagedLine]) -> None:
+    """Rewrite each log that holds damage with its whole lines only. For whoever owns the store alone. Raises StoreError."""
+    for name in sorted({item.file for item in damaged}):
+        path = directory / name
+        kept = []
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                unseal(line)
+            except DamagedError:
+                continue
+            kept.append(line + b"\n")
+        if kept:
+            durable.replace_file(path, b"".join(kept))
+        else:
+            path.unlink(missing_ok=True)
+            durable.sync_directory(directory)
+        _log.warning("%s: kept %d whole lines", path, len(kept))

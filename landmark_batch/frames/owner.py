@@ -1,0 +1,296 @@
+"""StoreOwner: one job writes a store at a time, across processes and hosts; with join=True several share it.
+
+Who owns a store stands in `owners/`: one file a process, locked as long as it lives and touched every few seconds. Taking the
+store is: write your own file, then look for others. Of two that come at once at least one sees the other, so that never both
+believe to be alone; a short mutex keeps them from sending each other away. A dead owner is known
+- on the same machine at once: its lock is free, or its process is gone although a forked child still holds the lock;
+- from another machine when its file has not been touched for a minute, by the file server's clock, not ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from landmark_batch.errors import StoreBusyError, StoreError
+
+from . import claims, durable
+from .definition import load_definition
+from .fence import change_fence_locked, new_job, next_generation
+from .layout import StoreLayout
+from .ledger import LedgerIndex
+from .leftovers import remove_leftovers
+from .locks import store_mutex, try_lock
+from .process import ProcessIdentity, this_process
+from .sealed import DamagedError, read_sealed, seal
+
+_log = logging.getLogger(__name__)
+STALE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class OwnerEntry:
+    """Another process in `owners/`. process is None if its file cannot be read. started: seconds since 1970."""
+
+    id: str
+    process: ProcessIdentity | None
+    started: float
+
+    def __str__(self) -> str:
+        if self.process is None:
+            return f"a process whose entry {self.id} cannot be read"
+        when = datetime.fromtimestamp(self.started).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+        return f"host {self.process.host}, process {self.process.pid}, started {when}"
+
+
+class StoreOwner:
+    """Held by the process that runs a job; a context manager. Made by `acquire`.
+
+    generation: hand it to the workers' `FrameStore.writer`: their commits are refused once this job has ended.
+    sole: no other process shared the store when it was taken.
+    """
+
+    def __init__(self, layout: StoreLayout, descriptor: int, generation: int, *, id_: str, sole: bool) -> None:
+        self.layout = layout
+        self.id = id_
+        self.generation = generation
+        self.sole = sole
+        self._descriptor = descriptor
+        self.index = LedgerIndex(layout.ledger)
+        self._stop = threading.Event()
+        self._lost = False
+        self._beat = threading.Thread(target=self._heartbeat, name="store-heartbeat", daemon=True)
+        self._beat.start()
+
+    # -- taking and giving back
+
+    @classmethod
+    def acquire(cls, path: Path, *, join: bool = False, wait: float = 60.0) -> Self:
+        """Take the store at `path`. join: share it with those that hold it. wait: seconds to wait for one that is changing its flight.
+
+        Alone, it first finishes a change of flight that was cut short and removes what killed writers left.
+        Raises StoreBusyError naming host, process and start of the holder; StoreError if there is no store or it cannot be written.
+        """
+        layout = StoreLayout(Path(path).absolute())
+        load_definition(layout)
+        id_ = f"{os.getpid()}-{secrets.token_hex(6)}"
+        try:
+            for folder in layout.directories():
+                folder.mkdir(parents=True, exist_ok=True)
+            deadline = time.monotonic() + wait
+            while (taken := _enter(layout, id_, join=join)) is None:
+                if time.monotonic() > deadline:
+                    raise StoreBusyError(f"{layout.root}: another job is changing its flight", remedy="try again when it renders")
+                time.sleep(0.2)
+        except OSError as error:
+            raise durable.store_error(error, layout.root) from error
+        descriptor, generation, sole = taken
+        owner = cls(layout, descriptor, generation, id_=id_, sole=sole)
+        try:
+            remove_leftovers(layout, sole=sole)
+            claims.remove_dead_claims(layout, owner.is_live)
+            if sole:
+                owner._recover()
+        except BaseException:
+            owner.close()
+            raise
+        return owner
+
+    def _recover(self) -> None:
+        from .relocate import recover
+
+        if self.layout.journal.exists():
+            with self.restructuring():
+                recover(self.layout)
+        else:
+            self.layout.restructuring.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the store back: claims, entry, lock. Safe to call twice."""
+        if self._descriptor < 0:
+            return
+        self._stop.set()
+        self._beat.join(timeout=5)
+        with contextlib.suppress(OSError):
+            claims.release_all(self.layout, self.id)
+            _entry_file(self.layout, self.id).unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    # -- while it is held
+
+    def require_held(self) -> None:
+        """Raises StoreBusyError if it was closed, or if this process slept so long that another took the store over."""
+        if self._descriptor < 0:
+            raise StoreBusyError(f"{self.layout.root}: this process has given the store back")
+        if self._lost or not _entry_file(self.layout, self.id).exists():
+            raise StoreBusyError(f"{self.layout.root}: another process took the store over while this one did not answer")
+
+    def _heartbeat(self) -> None:
+        file = _entry_file(self.layout, self.id)
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(file)
+            except FileNotFoundError:
+                self._lost = True
+                _log.error("%s: another process took the store over", self.layout.root)
+                return
+            except OSError as error:
+                _log.warning("%s: heartbeat failed: %s", file, error)
+
+    def others(self) -> list[OwnerEntry]:
+        """The other processes that hold the store now."""
+        return _live_entries(self.layout, self.id)
+
+    def is_live(self, id_: str) -> bool:
+        """True if that owner id belongs to a process that holds the store, this one included."""
+        return id_ == self.id or any(entry.id == id_ for entry in _live_entries(self.layout, self.id, only=id_))
+
+    def claim(self, frames: Iterable[int]) -> list[int]:
+        """Those of `frames` that this process shall render: not recorded by now, and not claimed by a living other. Ascending.
+
+        Raises StoreBusyError if the store was lost, StoreError if it cannot be written.
+        """
+        self.require_held()
+        held = claims.claim_frames(self.layout, self.id, frames, self.is_live)
+        finished = self.index.refresh().finished()
+        done = [frame for frame in held if frame in finished]
+        claims.release_frames(self.layout, self.id, done)
+        return [frame for frame in held if frame not in finished]
+
+    def release(self, frames: Iterable[int]) -> None:
+        """Give up claims, after the frames are recorded or given up."""
+        claims.release_frames(self.layout, self.id, frames)
+
+    @contextlib.contextmanager
+    def restructuring(self) -> Iterator[None]:
+        """Hold off those who want to join while the flight is changed. Raises StoreBusyError if another shares the store now."""
+        self.require_held()
+        with store_mutex(self.layout):
+            for other in self.others():
+                raise StoreBusyError(
+                    f"{self.layout.root} is shared with another job: {other}",
+                    remedy="a store's flight or settings change only when one job holds it: wait for the other, or render the same job",
+                )
+            durable.replace_file(self.layout.restructuring, self.id.encode())
+        yield
+        self.layout.restructuring.unlink(missing_ok=True)
+
+
+def _entry_file(layout: StoreLayout, id_: str) -> Path:
+    return layout.owners / f"{id_}.json"
+
+
+def _enter(layout: StoreLayout, id_: str, *, join: bool) -> tuple[int, int, bool] | None:
+    """(descriptor, generation, sole); None if another is changing the flight just now. Raises StoreBusyError, OSError."""
+    with store_mutex(layout):
+        file = _entry_file(layout, id_)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            while try_lock(descriptor) is False:  # someone looks whether it is free
+                time.sleep(0.001)
+            durable.write_all(descriptor, seal({"id": id_, "started": time.time(), **this_process().as_dict()}))
+            os.fsync(descriptor)
+            live = _live_entries(layout, id_)
+            if live and not join:
+                others = f" and {len(live) - 1} others" if len(live) > 1 else ""
+                raise StoreBusyError(
+                    f"{layout.root} is being written by another job: {live[0]}{others}",
+                    remedy="wait for it, stop it, or share the work with --join",
+                )
+            changing = _changing(layout)
+            if any(entry.id == changing for entry in live):
+                file.unlink()
+                os.close(descriptor)
+                return None
+            fence = change_fence_locked(layout, next_generation if live else new_job)
+        except BaseException:
+            file.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        return descriptor, fence.generation, not live
+
+
+def _changing(layout: StoreLayout) -> str | None:
+    try:
+        return layout.restructuring.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def store_owners(path: Path) -> list[OwnerEntry]:
+    """Who writes the store at `path` now; empty if no one does. Only looks: for `status`. Raises StoreError if an entry cannot be read."""
+    entries = (_read_entry(file, time.time()) for file in sorted(StoreLayout(Path(path).absolute()).owners.glob("*.json")))
+    return [entry for entry in entries if entry is not None]
+
+
+def _live_entries(layout: StoreLayout, mine: str, *, only: str | None = None) -> list[OwnerEntry]:
+    """Entries of living processes besides `mine`; files of dead ones are removed."""
+    now = time.time()
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(_entry_file(layout, mine))
+        now = _entry_file(layout, mine).stat().st_mtime
+    found = []
+    for file in sorted(layout.owners.glob("*.json") if only is None else [_entry_file(layout, only)]):
+        if file.stem != mine:
+            entry = _read_entry(file, now)
+            if entry is not None:
+                found.append(entry)
+            elif file.exists():
+                _log.info("%s: its process is dead, removed", file)
+                file.unlink(missing_ok=True)
+    return found
+
+
+def _read_entry(file: Path, now: float) -> OwnerEntry | None:
+    """None if its process is dead, or the file is gone. now: by the clock of the file system."""
+    try:
+        try:
+            descriptor = os.open(file, os.O_RDWR)  # some network file systems lock only what may be written
+        except PermissionError:
+            descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{file}: {error.strerror}") from error
+    try:
+        process, started = None, 0.0
+        with contextlib.suppress(OSError, DamagedError, KeyError, TypeError):
+            values: dict[str, Any] = read_sealed(file)
+            process = ProcessIdentity(**{name: values[name] for name in ("host", "pid", "start", "boot", "namespace")})
+            started = float(values["started"])
+        free = try_lock(descriptor, shared=True)
+        return OwnerEntry(file.stem, process, started) if _is_live(process, free, now - os.fstat(descriptor).st_mtime) else None
+    except OSError as error:
+        raise StoreError(f"{file}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _is_live(process: ProcessIdentity | None, free: bool | None, silent: float) -> bool:
+    """free: what `try_lock` said of the entry: True means that no one holds it. silent: seconds since its last heartbeat."""
+    if process is None or process.is_local:
+        if process is not None and process.is_dead():
+            return False
+        if free is not None:
+            return not free
+        if process is not None and process.namespace == this_process().namespace:
+            return True
+    return silent < STALE_SECONDS
