@@ -1,0 +1,245 @@
+"""Start a cluster on this machine, or join a running one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future as ThreadFuture
+from multiprocessing import spawn
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.nanny import Nanny
+
+from landmark_batch.errors import ConfigError, GroupError
+from landmark_batch.workflows.machine import Placement
+from landmark_batch.workflows.worker import RenderProcess, RenderWorker, gpu_environment
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+DASHBOARD_PORT = 8787
+THREADS = 2  # of a worker: one chunk is rendered while the one before it is being written
+_NANNY_PROCESS = "Dask Worker process"
+
+SETTINGS: dict[str, Any] = {
+    "distributed.scheduler.work-stealing": False,  # it would tear ranges of neighbouring poses apart
+    "distributed.scheduler.worker-ttl": "60s",  # a hung worker is replaced; the default waits five minutes
+    "distributed.deploy.lost-worker-timeout": "1h",  # with the default a worker that restarts slowly loses its nanny for good
+    "distributed.worker.profile.enabled": False,  # it samples the rendering thread every 10 ms
+    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.comm.timeouts.connect": "30s",
+    "distributed.comm.timeouts.tcp": "60s",
+}
+
+
+class _RenderCluster(LocalCluster):  # type: ignore[misc]
+    """LocalCluster whose workers have names, a GPU of their own each, and one log file."""
+
+    def __init__(self, placement: Placement, log: Path | None, **kwargs: Any) -> None:
+        self._placement = placement
+        self._log_file = log
+        super().__init__(n_workers=0, threads_per_worker=THREADS, processes=True, **kwargs)
+        for _ in range(placement.workers):
+            self.worker_spec.update(self.new_worker_spec())
+        try:
+            self.sync(self._correct_state)
+        except Exception:
+            self.close()
+            raise
+
+    def _new_worker_name(self, worker_number: int) -> str:
+        return f"gpu{self._placement.gpus[worker_number]}" if self._placement.gpus else f"w{worker_number}"
+
+    def new_worker_spec(self) -> dict[str, Any]:
+        number = len(self.worker_spec)
+        options = {**self.new_spec["options"], "worker_class": RenderProcess}
+        if self._log_file is not None:
+            options["log"] = str(self._log_file)
+        if self._placement.gpus:
+            options["env"] = gpu_environment(self._placement.gpus[number])
+        return {self._new_worker_name(number): {"cls": Nanny, "options": options}}
+
+
+class RenderCluster:
+    """A client on a cluster of render workers.
+
+    dashboard: address of Dask's dashboard, None without one.
+    """
+
+    def __init__(self, client: Client, cluster: LocalCluster | None, exits: contextlib.ExitStack, *, dashboard: str | None) -> None:
+        self.client = client
+        self.dashboard = dashboard
+        self._cluster = cluster
+        self._exits = exits
+        self._runs: list[str] = []
+
+    def workers(self) -> dict[str, str]:
+        """Address -> name of the workers that run now; none while the scheduler does not answer."""
+        try:
+            identity = self.client.sync(self.client.scheduler.identity)
+        except OSError as error:  # Dask's CommClosedError, and timeouts
+            logger.warning("the scheduler does not answer: %s", error)
+            return {}
+        return {address: str(info["name"]) for address, info in identity["workers"].items() if info.get("status", "running") == "running"}
+
+    def open_run(self, run: str, folder: Path) -> None:
+        """Have every worker, now and later, open a session for a run. Raises ConfigError where workers cannot load us."""
+        try:
+            self.client.register_plugin(RenderWorker(run, str(folder)))
+        except Exception as error:
+            raise ConfigError(
+                f"the workers of {self.client.scheduler.address} cannot open the job: {type(error).__name__}: {error}",
+                remedy="install the same landmark-batch, torch and Python on every worker host",
+            ) from error
+        self._runs.append(run)
+
+    def close(self) -> None:
+        """End the client, and at once the workers that were started here: nothing of a run is in them that is not in the store."""
+        try:
+            if self._cluster is None:
+                self._leave()
+            else:
+                self._end(self._cluster)
+        finally:
+            self._exits.close()
+
+    def _leave(self) -> None:
+        """Workers of another's cluster forget this client's runs and go on living."""
+        for run in self._runs:
+            with contextlib.suppress(Exception):
+                self.client.unregister_worker_plugin(f"landmark-batch-{run}")
+        with contextlib.suppress(Exception):
+            self.client.close(timeout=5)
+
+    def _end(self, cluster: LocalCluster) -> None:
+        nannies = [nanny for nanny in cluster.workers.values() if isinstance(nanny, Nanny)]
+        with contextlib.suppress(Exception):
+            cluster.sync(_no_restart, nannies, callback_timeout=5)
+        for nanny in nannies:
+            if nanny.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(nanny.pid, signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            self.client.close(timeout=10)
+
+
+async def _no_restart(nannies: list[Nanny]) -> None:
+    for nanny in nannies:
+        nanny.close_gracefully(reason="landmark-batch-kill")
+
+
+def start_cluster(placement: Placement, *, log: Path | None = None, dashboard: bool = True) -> RenderCluster:
+    """A scheduler in this process and `placement.workers` worker processes, listening on the loopback interface only.
+
+    Worker processes end when this process does, however it ends. They never see the terminal's Ctrl-C, and they do not
+    import the caller's main module (so a script needs no main guard). Raises GroupError where they do not come up.
+    """
+    exits = contextlib.ExitStack()
+    exits.enter_context(dask.config.set({**SETTINGS, "distributed.diagnostics.nvml": bool(placement.gpus)}))
+    exits.enter_context(_main_stays_out())
+    port = DASHBOARD_PORT if dashboard and _port_is_free(DASHBOARD_PORT) else 0
+    try:
+        cluster = _shielded(lambda: _new_cluster(placement, log, port, dashboard), abandon=lambda late: late.close())
+        exits.callback(_close_quietly, cluster)
+        client = Client(cluster, set_as_default=False)
+    except KeyboardInterrupt:
+        exits.close()
+        raise
+    except Exception as error:
+        exits.close()
+        remedy = f"the whole error is in {log}" if log else None
+        raise GroupError(f"worker processes did not start: {type(error).__name__}: {error}", remedy=remedy) from error
+    return RenderCluster(client, cluster, exits, dashboard=str(cluster.dashboard_link) if dashboard else None)
+
+
+def _new_cluster(placement: Placement, log: Path | None, port: int, dashboard: bool) -> _RenderCluster:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")  # another took it just now: Dask takes the next
+        return _RenderCluster(
+            placement,
+            log,
+            host="127.0.0.1",
+            dashboard_address=f"127.0.0.1:{port}",
+            silence_logs=False,
+            memory_limit=0,
+            # allowed_failures: every death of a worker is told at once; the driver counts
+            scheduler_kwargs={"allowed_failures": 0, "dashboard": dashboard},
+        )
+
+
+def _close_quietly(cluster: LocalCluster) -> None:
+    with contextlib.suppress(Exception):
+        cluster.close(timeout=10)
+
+
+def join_cluster(scheduler: str, *, timeout: float = 20.0) -> RenderCluster:
+    """A client of a running scheduler. Raises ConfigError where none answers."""
+    exits = contextlib.ExitStack()
+    try:
+        client = Client(scheduler, set_as_default=False, timeout=timeout)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"no Dask scheduler answers at {scheduler}: {error}", remedy="start one with `dask scheduler`, or leave --scheduler out"
+        ) from None
+    return RenderCluster(client, None, exits, dashboard=client.dashboard_link)
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _shielded(make: Callable[[], T], abandon: Callable[[T], Any]) -> T:
+    """Call `make` in a thread that takes no Ctrl-C; threads and processes it starts inherit that, this thread stays interruptible."""
+    outcome: ThreadFuture[T] = ThreadFuture()
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            outcome.set_result(make())
+        except BaseException as error:  # noqa: BLE001  handed to the caller's thread
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="start cluster", daemon=True).start()
+    try:
+        return outcome.result()
+    except KeyboardInterrupt:
+        outcome.add_done_callback(lambda made: abandon(made.result()) if made.exception() is None else None)
+        raise
+
+
+@contextlib.contextmanager
+def _main_stays_out() -> Iterator[None]:
+    """Worker processes do not import the caller's main module: a script without a main guard would start itself again in each."""
+    original = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = original(name)
+        if name.startswith(_NANNY_PROCESS):
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original

@@ -1,0 +1,72 @@
+"""The log file of a job: one line a chunk and all warnings go there; Dask's own chatter never reaches the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from landmark_batch.errors import StoreError
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_OURS, _EVENTS = "landmark_batch", "landmark_batch.job"
+_NOISY = ("distributed", "tornado", "bokeh", "asyncio", "dask")
+
+
+@contextlib.contextmanager
+def job_log(path: Path) -> Iterator[logging.Handler]:
+    """While it lasts, this program's loggers write to `path` too; gives the handler, for `quiet_dask`.
+
+    Lines of events go there alone: who looks on gets the events themselves. Raises StoreError where the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write the log: {error.strerror or error}", remedy="check the permissions of its folder") from None
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    ours, events = logging.getLogger(_OURS), logging.getLogger(_EVENTS)
+    level = ours.level
+    if ours.getEffectiveLevel() > logging.INFO:
+        ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    events.addHandler(handler)
+    events.propagate = False
+    try:
+        yield handler
+    finally:
+        events.propagate = True
+        events.removeHandler(handler)
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+        handler.close()
+
+
+@contextlib.contextmanager
+def quiet_dask(handler: logging.Handler) -> Iterator[None]:
+    """Take terminals away from Dask's loggers and its friends', give them `handler`, put everything back at the end.
+
+    To be entered when Dask is imported: it is the import that gives its loggers terminals.
+    """
+    before: list[tuple[logging.Logger, list[logging.Handler], bool, int]] = []
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in _NOISY]
+    for name in sorted({*names, *_NOISY}):
+        logger = logging.getLogger(name)
+        before.append((logger, [*logger.handlers], logger.propagate, logger.level))
+        files = [known for known in logger.handlers if not _is_terminal(known)]
+        is_top = name in _NOISY
+        logger.handlers = [*files, handler] if is_top else files
+        logger.propagate = not is_top
+        if name == "distributed":
+            logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def _is_terminal(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)

@@ -1,0 +1,85 @@
+"""How fast this machine has rendered before: measured seconds per megasample, kept in the user's cache.
+
+A plan gives a time only from here; nothing is guessed. A megasample is a million of rays × samples a ray as the job sets
+them (what the mask spares is part of the measured rate, so rates of the scene itself are preferred to those of another).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+logger = logging.getLogger(__name__)
+
+_KEPT = 200  # rates, the oldest go first
+
+
+@dataclass(frozen=True)
+class SpeedKey:
+    """What a rate holds for. device: name of the CPU or GPU. workers: how many rendered beside each other."""
+
+    host: str
+    device: str
+    workers: int
+    runtime: str
+    precision: str
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.host}|{self.device}|{self.workers}|{self.runtime}|{self.precision}|{self.mode}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """seconds_per_megasample: of one worker. same_scene: measured on this very scene."""
+
+    seconds_per_megasample: float
+    same_scene: bool
+
+    def seconds(self, frames: int, pixels: int, samples: int, workers: int) -> float:
+        """Wall time of rendering, start-up left out."""
+        return self.seconds_per_megasample * frames * pixels * samples / 1e6 / max(1, workers)
+
+
+def speed_file() -> Path:
+    return platformdirs.user_cache_path("landmark-batch") / "speed.json"
+
+
+def recall_speed(key: SpeedKey, scene: str, *, file: Path | None = None) -> Speed | None:
+    """The last rate measured for `key`, of this scene (its digest) if there is one, else of another, else None."""
+    entries = [entry for entry in _read(file or speed_file()) if entry["key"] == str(key)]
+    for same_scene, chosen in ((True, [e for e in entries if e["scene"] == scene]), (False, entries)):
+        if chosen:
+            newest = max(chosen, key=lambda entry: float(entry["at"]))
+            return Speed(float(newest["seconds_per_megasample"]), same_scene)
+    return None
+
+
+def record_speed(key: SpeedKey, scene: str, seconds_per_megasample: float, *, file: Path | None = None) -> None:
+    """Keep a rate. A cache that cannot be written is no error: the next plan then says 'unknown'."""
+    file = file or speed_file()
+    entries = [entry for entry in _read(file) if (entry["key"], entry["scene"]) != (str(key), scene)]
+    entries.append({"key": str(key), "scene": scene, "seconds_per_megasample": seconds_per_megasample, "at": time.time()})
+    entries.sort(key=lambda entry: float(entry["at"]))
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(entries[-_KEPT:], indent=1), encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        logger.info("%s: measured speed not kept: %s", file, error)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        return [entry for entry in entries if {"key", "scene", "seconds_per_megasample", "at"} <= entry.keys()]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []

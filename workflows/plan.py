@@ -1,0 +1,337 @@
+"""RenderPlan: what a job will do and cost, known without a cluster and without a GPU. Refuses with numbers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from landmark_batch.chunks import FrameChunk, format_frame_ranges, split_frames
+from landmark_batch.errors import ConfigError, DiskFullError, FramesDifferError, StoreError
+from landmark_batch.frames.definition import is_store
+from landmark_batch.frames.resume import ResumePlan, compare
+from landmark_batch.frames.spec import StoreSpec
+from landmark_batch.frames.store import FrameStore
+from landmark_batch.job import RenderJob
+from landmark_batch.workflows.builds import Build, other_build, this_build
+from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, place_workers
+from landmark_batch.workflows.measured import Speed, SpeedKey, recall_speed
+from landmark_batch.workflows.request import RenderRequest, scene_request
+from landmark_batch.workflows.unsupported import refuse_unsupported
+
+CHUNKS_A_WORKER = 12  # at least, where a job is short: workers then end together within a few per cent
+PROCESS_BYTES = 400 * 2**20  # Python, torch and Dask of one worker before it has loaded anything (measured: 330 to 380 MiB)
+COMPRESSED_AT_BEST = 0.5  # share of the raw size below which rendered frames rarely go: a disk with less room is refused
+
+
+@dataclass(frozen=True)
+class RenderPlan:
+    """A job against its store and this machine.
+
+    todo: frames to render, ascending. done: finished frames of those wanted. differing: finished frames of other settings that
+    --update or --overwrite replaces, difference: why in words. moved: frames that only change their place.
+    bytes_todo: of what is missing, uncompressed; bytes_expected: as this store's frames compress, None before its first.
+    placement: None where an existing cluster decides. worker_memory: bytes, a process included. speed: measured before, else None.
+    """
+
+    request: RenderRequest
+    store_exists: bool
+    todo: tuple[int, ...]
+    done: int
+    differing: int
+    difference: str
+    moved: int
+    chunks: tuple[FrameChunk, ...]
+    bytes_todo: int
+    bytes_expected: int | None
+    disk_free: int
+    worker_memory: int
+    placement: Placement | None
+    speed: Speed | None
+    warnings: tuple[str, ...]
+
+    @property
+    def job(self) -> RenderJob:
+        return self.request.job
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of rendering what is to do, None if nothing was measured on this machine before."""
+        if self.speed is None:
+            return None
+        return self.speed.seconds(
+            len(self.todo), self.request.pixels, self.request.samples, self.placement.workers if self.placement else 1
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        request, job = self.request, self.job
+        return {
+            "name": job.name,
+            "store": str(job.store_path),
+            "store_exists": self.store_exists,
+            "frames": {
+                "flight": len(request.flight),
+                "wanted": len(request.wanted),
+                "done": self.done,
+                "todo": len(self.todo),
+                "differing": self.differing,
+                "moved": self.moved,
+                "todo_ranges": format_frame_ranges(self.todo),
+            },
+            "difference": self.difference,
+            "width": request.spec.width,
+            "height": request.spec.height,
+            "outputs": {output.name: output.dtype for output in request.spec.outputs},
+            "chunks": len(self.chunks),
+            "chunk_frames": max((len(chunk.frames) for chunk in self.chunks), default=0),
+            "bytes": self.bytes_todo,
+            "bytes_expected": self.bytes_expected,
+            "disk_free": self.disk_free,
+            "worker_memory": self.worker_memory,
+            "workers": self.placement.workers if self.placement else None,
+            "device": self.placement.device if self.placement else request.device,
+            "gpus": list(self.placement.gpus) if self.placement else [],
+            "device_name": self.placement.device_name if self.placement else None,
+            "runtime": request.runtime,
+            "precision": request.precision,
+            "mode": request.mode,
+            "samples": request.samples,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+    def describe(self) -> str:
+        """The plan as text for people, a few aligned lines."""
+        request, job, spec = self.request, self.job, self.request.spec
+        wanted, flight = len(request.wanted), len(request.flight)
+        frames = f"{wanted} of {flight}" if wanted < flight else f"{flight}"
+        standing = [f"{self.done} stand already"] if self.done else []
+        standing += [f"{self.differing} are replaced ({self.difference})"] if self.differing else []
+        standing += [f"{self.moved} change their place"] if self.moved else []
+        size = max((len(chunk.frames) for chunk in self.chunks), default=0)
+        rows = [
+            ("frames", f"{frames} of {spec.width}×{spec.height}; {'; '.join([*standing, f'{len(self.todo)} to render'])}"),
+            ("chunks", f"{len(self.chunks)} of up to {size} frame{'s' * (size != 1)}" if self.chunks else "none"),
+            ("store", f"{job.store_path} ({', '.join(str(output) for output in spec.outputs)})"),
+            ("disk", self._describe_disk()),
+            ("workers", self._describe_workers()),
+            ("sampling", f"{request.mode}, {request.samples} samples a ray; runtime {request.runtime}, {request.precision}"),
+            ("time", self._describe_time()),
+        ]
+        lines = [job.name, *(f"  {name:9} {text}" for name, text in rows)]
+        return "\n".join([*lines, *(f"  warning   {text}" for text in self.warnings)])
+
+    def _describe_disk(self) -> str:
+        expected = f", about {_bytes(self.bytes_expected)} as frames here compress" if self.bytes_expected is not None else ""
+        return f"{_bytes(self.bytes_todo)} uncompressed{expected}; {_bytes(self.disk_free)} free"
+
+    def _describe_workers(self) -> str:
+        if self.placement is None:
+            return f"as the cluster has; {_bytes(self.worker_memory)} of memory each"
+        place = self.placement
+        on = f"GPU {', '.join(map(str, place.gpus))} ({place.device_name})" if place.gpus else f"the CPU ({place.device_name})"
+        return f"{place.workers} on {on}, {_bytes(self.worker_memory)} of memory each"
+
+    def _describe_time(self) -> str:
+        if not self.todo:
+            return "nothing to render"
+        if self.seconds is None or self.speed is None:
+            return "unknown: nothing alike has been rendered on this machine before"
+        return f"about {_duration(self.seconds)}, as measured here before{'' if self.speed.same_scene else ' on another scene'}"
+
+
+def make_plan(
+    job: RenderJob, *, update: bool = False, overwrite: bool = False, scheduler: str | None = None, machine: Machine | None = None
+) -> RenderPlan:
+    """Check everything about a job that can be known before it runs.
+
+    update, overwrite: as for `render`: finished frames of other settings, or all, are rendered again. scheduler: an existing
+    cluster renders, this machine's devices do not count. machine: default this one.
+    Raises ConfigError, CheckpointError, CameraError, StoreError, FramesDifferError, DiskFullError: whatever `render` would refuse.
+    """
+    refuse_unsupported(job)
+    machine = machine or describe_machine()
+    device = choose_device(job.parallel, machine) if scheduler is None else job.parallel.device.replace("auto", "cpu")
+    return plan_request(scene_request(job, device), machine, update=update, overwrite=overwrite, scheduler=scheduler)
+
+
+def plan_request(
+    request: RenderRequest, machine: Machine, *, update: bool = False, overwrite: bool = False, scheduler: str | None = None
+) -> RenderPlan:
+    """As `make_plan`, for a request that is resolved already."""
+    job, spec = request.job, request.spec
+    resume, store = _look(job.store_path, request)
+    chosen = None
+    if resume is not None and store is not None:
+        if resume.differing and not (update or overwrite):
+            raise refuse_differing(job.store_path, resume)
+        chosen = narrow(resume, request.wanted, overwrite=overwrite)
+        spec = replace(store.spec, frames=len(request.flight))  # a store keeps its compressor and its sharding
+    todo = frames_to_render(chosen, request.wanted, spec)
+    chunks, placement, notes = _split(request, spec, machine, todo, scheduler)
+    per_frame = store.measured_bytes_per_frame() if store is not None else None
+    plan = RenderPlan(
+        request=request,
+        store_exists=store is not None,
+        todo=todo,
+        done=len(set(request.wanted) - set(todo)),
+        differing=len(chosen.differing) if chosen else 0,
+        difference=", ".join(chosen.reasons) if chosen and chosen.differing else "",
+        moved=len(chosen.moved) if chosen else 0,
+        chunks=chunks,
+        bytes_todo=spec.disk_bytes(len(todo)) if todo else 0,
+        bytes_expected=None if per_frame is None else int(per_frame * len(todo)),
+        disk_free=disk_free(job.store_path),
+        worker_memory=_worker_memory(request, chunks),
+        placement=placement,
+        speed=_speed(request, placement, machine),
+        warnings=(*request.warnings, *notes),
+    )
+    return replace(plan, warnings=(*plan.warnings, *_check_build(plan, machine), *_check_disk(plan, spec)))
+
+
+def refuse_differing(path: Path, resume: ResumePlan) -> FramesDifferError:
+    """'1180 of 1200 finished frames differ: sampling.samples 256 → 128; --update replaces them, -o NEW.zarr keeps them'."""
+    return FramesDifferError(f"{path}: {resume.describe()}; --update replaces them, -o NEW.zarr keeps them")
+
+
+def narrow(resume: ResumePlan, wanted: Sequence[int], *, overwrite: bool = False) -> ResumePlan:
+    """A ResumePlan that gives up finished frames only where the job wants others: those beyond its --frames keep what they hold.
+
+    overwrite: frames that stand are given up too, where they are wanted.
+    """
+    asked = set(wanted)
+    moves = tuple((old, new) for old, new in resume.moved if not (overwrite and new in asked))
+    targets = {new for _, new in moves}
+    held = {*resume.differing, *(old for old, _ in resume.moved if old not in {kept for kept, _ in moves})}
+    if overwrite:
+        held |= asked & set(resume.done)
+    given_up = {frame for frame in held if frame in asked or frame in targets or frame >= resume.frames}
+    done = tuple(frame for frame in resume.done if frame not in given_up)
+    return replace(resume, done=done, differing=tuple(sorted(given_up)), moved=moves)
+
+
+def frames_to_render(resume: ResumePlan | None, wanted: Sequence[int], spec: StoreSpec) -> tuple[int, ...]:
+    """Wanted frames that do not stand; with several frames in a file, all of a file that lacks one."""
+    standing = {*resume.done, *(new for _, new in resume.moved)} if resume is not None else set()
+    missing = [frame for frame in wanted if frame not in standing]
+    if spec.frames_per_shard > 1:
+        return tuple(sorted({other for frame in missing for other in spec.shard_of(frame)}))
+    return tuple(missing)
+
+
+def chunk_size(todo: int, asked: int, unit: int, workers: int) -> int:
+    """Frames a task: as asked, halved while a job is so short that whole chunks would leave workers waiting at its end.
+
+    unit: frames that must be committed together (a divisor of the result).
+    """
+    size = max(unit, -(-asked // unit) * unit)
+    while size > unit and size % (2 * unit) == 0 and todo / size < workers * CHUNKS_A_WORKER:
+        size //= 2
+    return size
+
+
+def _look(path: Path, request: RenderRequest) -> tuple[ResumePlan | None, FrameStore | None]:
+    """The store at `path` against the request. Raises StoreError for what cannot become the job's store."""
+    if is_store(path):
+        store = FrameStore.open(path)
+        store.require(request.spec)
+        return compare(store, request.flight, request.settings), store
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        what = "a foreign directory, not a frame store of landmark-batch" if path.is_dir() else "a file, not a frame store"
+        raise StoreError(f"{path} is {what}; it was not touched", remedy="name another path with -o NEW.zarr")
+    for parent in path.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise StoreError(f"{path}: {parent} is a file, not a directory", remedy="name another path with -o NEW.zarr")
+            break
+    return None, None
+
+
+def _split(
+    request: RenderRequest, spec: StoreSpec, machine: Machine, todo: tuple[int, ...], scheduler: str | None
+) -> tuple[tuple[FrameChunk, ...], Placement | None, list[str]]:
+    asked = request.job.output.chunk_frames
+    if scheduler is not None:
+        return tuple(split_frames(todo, chunk_size(len(todo), asked, spec.commit_unit, 1))), None, []
+    memory = _worker_memory(request, ())
+    parallel = request.job.parallel
+    first, _ = place_workers(parallel, machine, device=request.device, worker_memory=memory)
+    chunks = split_frames(todo, chunk_size(len(todo), asked, spec.commit_unit, first.workers))
+    placement, notes = place_workers(parallel, machine, device=request.device, worker_memory=memory, chunks=len(chunks) or None)
+    return tuple(chunks), placement, notes
+
+
+def _worker_memory(request: RenderRequest, chunks: Iterable[FrameChunk]) -> int:
+    held = max((len(chunk.frames) for chunk in chunks), default=request.job.output.chunk_frames)
+    buffers = 2 * min(held * request.spec.bytes_per_frame, 256 * 2**20)
+    return PROCESS_BYTES + request.worker_memory + buffers
+
+
+def _speed(request: RenderRequest, placement: Placement | None, machine: Machine) -> Speed | None:
+    if placement is None or not request.scene:
+        return None
+    return recall_speed(speed_key(request, placement, machine), request.scene)
+
+
+def speed_key(request: RenderRequest, placement: Placement, machine: Machine) -> SpeedKey:
+    """Under which a rendering speed is remembered."""
+    return SpeedKey(machine.host, placement.device_name, placement.workers, request.runtime, request.precision, request.mode)
+
+
+def disk_free(path: Path) -> int:
+    """Bytes free where `path` is or will be."""
+    for place in (path, *path.parents):
+        if place.exists():
+            return shutil.disk_usage(place).free
+    raise ConfigError(f"{path}: no such file system")
+
+
+def build_of(request: RenderRequest, machine: Machine) -> Build:
+    """What this machine would render the request with."""
+    return this_build(request.device, machine.torch, request.runtime, request.precision)
+
+
+def _check_build(plan: RenderPlan, machine: Machine) -> list[str]:
+    if not plan.done or plan.placement is None:
+        return []
+    note = other_build(plan.job.store_path, build_of(plan.request, machine))
+    return [note] if note else []
+
+
+def _check_disk(plan: RenderPlan, spec: StoreSpec) -> list[str]:
+    """Raises DiskFullError where the frames to come cannot fit; warns where they may not."""
+    if plan.bytes_expected is not None and spec.compressor != "none":
+        need, sure = plan.bytes_expected, plan.bytes_expected
+    else:
+        need, sure = plan.bytes_todo, int(plan.bytes_todo * (1.0 if spec.compressor == "none" else COMPRESSED_AT_BEST))
+    if plan.disk_free < sure:
+        raise DiskFullError(
+            f"{plan.job.store_path}: {len(plan.todo)} frames need {_bytes(need)}, the disk has {_bytes(plan.disk_free)} free",
+            remedy="make space, name another disk with -o, or render fewer or smaller frames (--frames, --width)",
+        )
+    if plan.disk_free < need:
+        return [
+            f"the disk has {_bytes(plan.disk_free)} free and frames take {_bytes(need)} uncompressed: "
+            "should it get full, the job stops, and goes on when there is space"
+        ]
+    return []
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} seconds"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} minutes"

@@ -1,0 +1,126 @@
+"""RenderRequest: what a job asks to be rendered, checked and resolved, before anyone looks at stores, disks or clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from landmark_batch.cameras.flight import Flight
+from landmark_batch.chunks import parse_frame_ranges
+from landmark_batch.errors import ConfigError
+from landmark_batch.frames.fingerprint import FrameSettings
+from landmark_batch.frames.spec import OutputSpec, StoreInfo, StoreSpec
+from landmark_batch.job import RenderJob
+
+SCENE_RENDERER: Mapping[str, Any] = {"kind": "scene"}
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """flight: all cameras of the job. wanted: frames it asks for, ascending. settings: what fingerprints cover beside the pose.
+
+    renderer: for the workers, see renderers.open_renderer. device: 'cuda' or 'cpu' its settings were resolved for.
+    samples: a ray. mode, runtime, precision: for people and for measured speeds. scene: content digest, '' without a scene.
+    worker_memory: bytes a worker is expected to need, 0 = unknown. warnings: what the user should know.
+    """
+
+    job: RenderJob
+    flight: Flight
+    wanted: tuple[int, ...]
+    settings: FrameSettings
+    spec: StoreSpec
+    info: StoreInfo
+    device: str
+    renderer: Mapping[str, Any] = field(default_factory=lambda: dict(SCENE_RENDERER))
+    samples: int = 1
+    mode: str = "hull"
+    runtime: str = "torch"
+    precision: str = "fp32"
+    scene: str = ""
+    worker_memory: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def pixels(self) -> int:
+        return self.spec.width * self.spec.height
+
+
+def scene_request(job: RenderJob, device: str) -> RenderRequest:
+    """Check a job's scene, cameras and settings without loading planes and without a device.
+
+    device: 'cuda' or 'cpu'. Raises ConfigError, CheckpointError, CameraError naming what is wrong, where and the remedy.
+    """
+    from landmark_batch.cameras.check import check_flight
+    from landmark_batch.cameras.formats import flight_of_job
+    from landmark_batch.model.memory import estimate_memory
+    from landmark_batch.model.settings import resolve_settings
+    from landmark_batch.scene.checkpoint import load_config
+    from landmark_batch.scene.identity import scene_digest
+
+    checkpoint = checkpoint_of(job)
+    config = load_config(checkpoint, plane_division=job.scene.plane_division)
+    settings = resolve_settings(job, config, device=device)
+    flight = flight_of_job(job)
+    wanted = wanted_frames(job, flight)
+    warnings = [*settings.notes, *check_flight(flight, settings.aabb, (settings.near, settings.far))]
+    digest = scene_digest(checkpoint, edit=job.scene.edit, edit_block=job.scene.edit_block)
+    return RenderRequest(
+        job=job,
+        flight=flight,
+        wanted=wanted,
+        settings=FrameSettings({"scene": digest, **settings.pixel_settings()}),
+        spec=store_spec(job, flight),
+        info=store_info(job, flight),
+        device=device,
+        samples=settings.samples,
+        mode=settings.mode,
+        runtime=settings.runtime,
+        precision=settings.precision,
+        scene=digest,
+        worker_memory=estimate_memory(config, settings, flight.width, flight.height),
+        warnings=tuple(warnings),
+    )
+
+
+def checkpoint_of(job: RenderJob) -> Path:
+    """Raises ConfigError if the job names none."""
+    if job.scene.checkpoint is None:
+        where = str(job.path) if job.path is not None else f"job {job.name!r}"
+        raise ConfigError(f"{where}: scene.checkpoint is not set", remedy="name the .th file, or the directory of -sub{b}.th files")
+    return job.scene.checkpoint
+
+
+def wanted_frames(job: RenderJob, flight: Flight) -> tuple[int, ...]:
+    """Frames the job asks for: cameras.frames, else the whole flight. Raises ConfigError as parse_frame_ranges."""
+    if job.cameras.frames is None:
+        return tuple(range(len(flight)))
+    return tuple(parse_frame_ranges(job.cameras.frames, len(flight)))
+
+
+def store_spec(job: RenderJob, flight: Flight) -> StoreSpec:
+    """The store a job's frames go to."""
+    output = job.output
+    outputs = []
+    if output.rgb is not False:
+        outputs.append(OutputSpec("rgb", output.rgb, 4 if output.background == "transparent" else 3))
+    if output.depth is not False:
+        outputs.append(OutputSpec("depth", output.depth))
+    if output.alpha is not False:
+        outputs.append(OutputSpec("alpha", output.alpha))
+    return StoreSpec(
+        frames=len(flight),
+        height=flight.height,
+        width=flight.width,
+        outputs=tuple(outputs),
+        compressor=output.compressor,
+        frames_per_shard=output.frames_per_shard,
+    )
+
+
+def store_info(job: RenderJob, flight: Flight) -> StoreInfo:
+    """What readers of the store are told: the job's fps before the camera file's."""
+    return StoreInfo(
+        name=job.name, fps=job.video.fps or flight.fps, metres_per_unit=job.scene.metres_per_unit, background=job.output.background
+    )

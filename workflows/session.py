@@ -1,0 +1,242 @@
+"""RenderSession: a scene, a store and a writer held by one worker process for one run of a job. Renders and commits chunks.
+
+This is where frames and model meet: the renderer knows no store, the store no renderer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landmark_batch.errors import LandmarkError
+from landmark_batch.frames.fingerprint import FrameSettings, frame_fingerprint
+from landmark_batch.frames.pixels import quantise
+from landmark_batch.frames.store import FrameStore
+from landmark_batch.frames.writer import FrameWriter
+from landmark_batch.workflows.renderers import FrameRenderer, open_renderer
+from landmark_batch.workflows.snapshot import STOP_FILE, JobSnapshot, read_snapshot
+
+logger = logging.getLogger(__name__)
+
+COMMIT_BYTES = 256 * 2**20  # pixels a worker holds before it commits them; larger chunks are committed in parts
+
+
+class SetupError(Exception):
+    """A worker could not open the job. error: why; our own errors as they are, others as their text (they may not travel)."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error if isinstance(error, LandmarkError) else RuntimeError(_text(error))
+        super().__init__(self.error)
+
+
+class ChunkError(Exception):
+    """A chunk's own failure, as text that travels whatever the original was. The worker's log holds the whole of it."""
+
+
+class RenderSession:
+    """What `render_chunk` works with. Two threads may call `render`: one chunk is rendered while the one before it is being committed.
+
+    chunk: what is being rendered now, '' while idle. broken: a CUDA error other than out-of-memory has left this process's
+    context unusable.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        snapshot: JobSnapshot,
+        store: FrameStore,
+        renderer: FrameRenderer,
+        *,
+        worker: str,
+        device: str,
+        poses: NDArray[np.float64],
+        lenses: NDArray[np.float64],
+    ) -> None:
+        self.device = device
+        self.runtime = str(snapshot.settings.get("model.runtime", snapshot.renderer["kind"]))
+        self.frames_done = 0
+        self.chunk = ""
+        self.broken = False
+        self._rendering = threading.Lock()
+        self._stop_file = folder / STOP_FILE
+        self._settings = FrameSettings(snapshot.settings)
+        self._generation = snapshot.generation
+        self._store = store
+        self._renderer = renderer
+        self._worker = worker
+        self._poses = poses
+        self._lenses = lenses
+        self._writers: dict[int, FrameWriter] = {}
+
+    @classmethod
+    def open(cls, folder: Path, worker: str) -> Self:
+        """Read a run's snapshot, open its store, load its scene. Raises LandmarkError kinds as these do."""
+        started = time.perf_counter()
+        snapshot, arrays = read_snapshot(folder)
+        store = FrameStore.open(Path(snapshot.store))
+        renderer, device = open_renderer(snapshot.renderer, snapshot.render_job(), snapshot.device, snapshot.threads)
+        logger.info("run %s opened in %.1f s on %s", snapshot.run, time.perf_counter() - started, device)
+        return cls(folder, snapshot, store, renderer, worker=worker, device=device, poses=arrays["c2w"], lenses=arrays["intrinsics"])
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _breaks_device(self, error: BaseException) -> bool:
+        if self.device != "cuda":
+            return False
+        import torch
+
+        return isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "CUDA" in str(error)
+
+    def render(self, chunk: str, frames: Sequence[int], attempt: int, begun: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Render those of `frames` that do not stand yet and commit them. begun: called when its rendering begins. Returns the receipt:
+
+        frames, digests ({output: one a frame}), skipped (frames that stood already), began and ended (time.time() of its rendering),
+        seconds (with its commit), stages (seconds by name), counters, bytes, host, pid, device; or {'stopped': True} when the job has
+        been told to stop before this chunk began.
+        Raises LandmarkError kinds (PixelError for NaN, DiskFullError, ...), ChunkError for anything else.
+        """
+        try:
+            return self._render(chunk, frames, attempt, begun)
+        except Exception as error:
+            logger.exception("chunk %s failed", chunk)
+            self.broken = self.broken or self._breaks_device(error)
+            known = isinstance(error, LandmarkError)
+            failure = error if known else ChunkError(f"chunk {chunk} on {socket.gethostname()}: {_text(error)}")
+        failure.__cause__ = failure.__context__ = None  # what it came from may not travel; the log has it
+        raise failure
+
+    def _render(self, chunk: str, frames: Sequence[int], attempt: int, begun: Callable[[], None] | None) -> dict[str, Any]:
+        stages: defaultdict[str, float] = defaultdict(float)
+        counters: Counter[str] = Counter()
+        digests: dict[str, list[str]] = {name: [] for name in self._store.spec.names}
+        size = 0
+        with self._turn(chunk):
+            if self._stop_file.exists():
+                return {"stopped": True}
+            if begun is not None:
+                begun()
+            began, started = time.time(), time.perf_counter()
+            prints = {frame: frame_fingerprint(self._settings, self._poses[frame], self._lenses[frame]) for frame in frames}
+            todo = self._missing(frames, prints)
+            stages["check"] = time.perf_counter() - started
+            parts = list(self._parts(todo))
+            pixels = self._pixels(parts[0], stages, counters) if parts else {}
+            ended = time.time()
+        told = 0.0
+        for i, part in enumerate(parts):
+            if i > 0:
+                with self._turn(chunk):
+                    pixels = self._pixels(part, stages, counters)
+                    ended = time.time()
+            seconds, told = stages["render"] - told, stages["render"]
+            receipt = self._writer(attempt).commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
+            stages["write"] += receipt.write_seconds
+            size += receipt.bytes
+            self.frames_done += len(part)
+            for name in digests:
+                digests[name] += receipt.digests[name]
+        return {
+            "frames": list(todo),
+            "skipped": [frame for frame in frames if frame not in set(todo)],
+            "digests": digests,
+            "began": began,
+            "ended": ended,
+            "seconds": time.perf_counter() - started,
+            "stages": dict(stages),
+            "counters": dict(counters),
+            "bytes": size,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": self.device,
+        }
+
+    @contextmanager
+    def _turn(self, chunk: str) -> Iterator[None]:
+        with self._rendering:
+            self.chunk = chunk
+            try:
+                yield
+            finally:
+                self.chunk = ""
+
+    def _missing(self, frames: Sequence[int], prints: dict[int, str]) -> list[int]:
+        """Frames that the ledger does not have as the job wants them. It is only read where pixel files lie already."""
+        names = self._store.spec.names
+        if not any(self._store.chunk_file(names[0], frame).exists() for frame in frames):
+            return list(frames)
+        finished = self._store.finished()
+        standing = {frame for frame in frames if frame in finished and finished[frame].fingerprint == prints[frame]}
+        missing = [frame for frame in frames if frame not in standing]
+        return self._whole_files(missing, frames)
+
+    def _whole_files(self, missing: Sequence[int], frames: Sequence[int]) -> list[int]:
+        """With several frames in one file, all of them are written together."""
+        spec = self._store.spec
+        if spec.frames_per_shard == 1:
+            return list(missing)
+        wanted = {other for frame in missing for other in spec.shard_of(frame)}
+        return [frame for frame in frames if frame in wanted]
+
+    def _parts(self, frames: Sequence[int]) -> Iterator[list[int]]:
+        """Frames committed together: as many as COMMIT_BYTES hold, in whole files."""
+        spec = self._store.spec
+        unit = spec.commit_unit
+        most = max(unit, COMMIT_BYTES // max(1, spec.bytes_per_frame) // unit * unit)
+        groups: dict[int, list[int]] = {}
+        for frame in frames:
+            groups.setdefault(frame // unit, []).append(frame)
+        part: list[int] = []
+        for group in groups.values():
+            if part and len(part) + len(group) > most:
+                yield part
+                part = []
+            part += group
+        if part:
+            yield part
+
+    def _pixels(self, frames: Sequence[int], stages: defaultdict[str, float], counters: Counter[str]) -> dict[str, NDArray[Any]]:
+        spec = self._store.spec
+        pixels = {output.name: np.empty((len(frames), *spec.frame_shape(output.name)), output.dtype) for output in spec.outputs}
+        for i, frame in enumerate(frames):
+            before = time.perf_counter()
+            rendered = self._renderer.render(
+                self._poses[frame], tuple(float(value) for value in self._lenses[frame]), spec.width, spec.height
+            )
+            arrays = rendered.numpy()
+            between = time.perf_counter()
+            for name, values in quantise(arrays, spec.outputs, frame=frame).items():
+                pixels[name][i] = values
+            stages["render"] += between - before
+            stages["quantise"] += time.perf_counter() - between
+            counters.update(rendered.counters)
+        return pixels
+
+    def _writer(self, attempt: int) -> FrameWriter:
+        if attempt not in self._writers:
+            self._writers[attempt] = self._store.writer(self._worker, attempt, generation=self._generation)
+        return self._writers[attempt]
+
+
+def nothing_rendered() -> dict[str, Any]:
+    """The receipt of a chunk that needs no task: its frames stand already or belong to others."""
+    numbers = {"began": 0.0, "ended": 0.0, "seconds": 0.0, "bytes": 0}
+    return {"frames": [], "skipped": [], "digests": {}, "stages": {}, "counters": {}, **numbers}
+
+
+def _text(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

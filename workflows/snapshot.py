@@ -1,0 +1,111 @@
+"""JobSnapshot: what workers need to know of a job, written once beside the frames; every worker process reads it itself."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landmark_batch.cameras.flight import Flight
+from landmark_batch.errors import StoreError
+from landmark_batch.frames.layout import StoreLayout
+from landmark_batch.frames.process import ProcessIdentity, this_process
+from landmark_batch.job import RenderJob, job_from_dict
+
+STOP_FILE = "stop"
+_FOLDER = "runs"
+_JSON = "snapshot.json"
+_FLIGHT = "flight.npz"
+
+
+@dataclass(frozen=True)
+class JobSnapshot:
+    """One run of a job. run: its id. job: the resolved job. settings: what the frames' fingerprints cover beside the pose.
+
+    renderer: which renderer the workers use, 'scene' or one of the benches', and its arguments.
+    device: 'cuda' or 'cpu', or 'auto' where each worker looks for itself. threads: of a worker on a CPU.
+    generation: of the job that holds the store; commits are refused once it has ended.
+    """
+
+    run: str
+    job: dict[str, Any]
+    settings: dict[str, Any]
+    store: str
+    device: str
+    threads: int
+    generation: int
+    renderer: dict[str, Any] = field(default_factory=lambda: {"kind": "scene"})
+    process: dict[str, Any] = field(default_factory=lambda: this_process().as_dict())
+    at: float = field(default_factory=time.time)
+
+    def render_job(self) -> RenderJob:
+        return job_from_dict(self.job, source="job snapshot")
+
+
+def _folder(store: Path) -> Path:
+    return StoreLayout(store).hidden / _FOLDER
+
+
+def new_run_id() -> str:
+    """Eight hexadecimal digits, new for each run of a job."""
+    return secrets.token_hex(4)
+
+
+def write_snapshot(snapshot: JobSnapshot, flight: Flight) -> Path:
+    """Write a run's folder inside its store. Returns the folder. Raises StoreError where it cannot be written."""
+    folder = _folder(Path(snapshot.store)) / snapshot.run
+    try:
+        folder.mkdir(parents=True)
+        with (folder / _FLIGHT).open("wb") as file:
+            np.savez(file, c2w=flight.c2w, intrinsics=flight.intrinsics, size=np.array([flight.width, flight.height]))
+        (folder / _JSON).write_text(json.dumps(asdict(snapshot)), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: cannot write the job's snapshot: {error}", remedy="check the permissions and the disk of the store"
+        ) from None
+    return folder
+
+
+def read_snapshot(folder: Path) -> tuple[JobSnapshot, Mapping[str, Any]]:
+    """What `write_snapshot` wrote: the snapshot and its arrays c2w [F, 3, 4], intrinsics [F, 4], size (width, height).
+
+    Raises StoreError naming host and folder where it is not to be seen from here.
+    """
+    try:
+        snapshot = JobSnapshot(**json.loads((folder / _JSON).read_text(encoding="utf-8")))
+        with np.load(folder / _FLIGHT) as arrays:
+            return snapshot, {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"worker host {socket.gethostname()} does not see {error.filename}",
+            remedy="every worker needs the store and the scene at the same paths, on a shared file system",
+        ) from None
+
+
+def remove_snapshot(folder: Path) -> None:
+    """Remove a run's folder, and the folder of all runs if it was the last one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.parent.rmdir()
+    except OSError:
+        pass  # another run stands in it
+
+
+def remove_dead_snapshots(store: Path) -> None:
+    """Remove the folders of runs whose process is certainly dead."""
+    for folder in _folder(store).glob("*"):
+        try:
+            told = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+            dead = ProcessIdentity(**told["process"]).is_dead()
+        except (OSError, ValueError, KeyError, TypeError):
+            dead = True  # cut short while it was written
+        if dead:
+            remove_snapshot(folder)
