@@ -8,6 +8,7 @@ from landmark_batch.errors import CheckpointError
 from landmark_batch.scene.assemble import configure, open_checkpoint, read_weights
 from landmark_batch.scene.edit import apply_edit, check_edit
 from landmark_batch.scene.layout import find_scene_files
+from landmark_batch.scene.mask import read_mask
 from landmark_batch.scene.weights import SceneConfig, SceneWeights, scene_bytes
 
 
@@ -46,11 +47,13 @@ def load_config(
 ) -> SceneConfig:
     """The SceneConfig that `load_scene` would give, without reading planes into memory (for planning). Raises as `load_scene`.
 
-    What only the numbers show (NaN, a damaged mask, blocks of different trainings) is found by `load_scene` alone.
+    What only the planes show (NaN, blocks of different trainings) is found by `load_scene` alone.
     """
     _check_edit_block(path, edit, edit_block)
     files = find_scene_files(Path(path))
-    config = configure(files, open_checkpoint(files.paths[0], files), plane_division)[0]
+    first = open_checkpoint(files.paths[0], files)
+    config = configure(files, first, plane_division)[0]
+    read_mask(first.content, first.path)
     if edit is not None:
         check_edit(config, files, edit, edit_block)
     return config
