@@ -1,6 +1,7 @@
 # make demo   a city scene, a flight over it, its Zarr store, PNGs and a film, under demo/
 # make test   lint, types, kernel compile check, tests
 # make lint   ruff and mypy --strict alone
+# make kernels-all  compiles the CUDA kernels for every supported architecture
 # make chaos  the long form of the tests that kill processes
 # TORCH=cpu fetches torch's small CPU build; TORCH=installed uses the active environment and its torch.
 SHELL := /bin/bash
@@ -8,7 +9,7 @@ TORCH ?= default
 export TORCH
 .ONESHELL:
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: demo test lint kernels-check chaos clean
+.PHONY: demo test lint kernels-check kernels-all chaos clean
 
 demo:
 	@python=$$(.ci/environment dev)
@@ -23,10 +24,15 @@ lint:
 	@$$python -m zipfile -e .lint/*.whl .lint/site
 	@cd .lint/site && $(if $(findstring installed,$(TORCH)),$$python,../../$$python) -m mypy --strict --config-file ../../pyproject.toml -p landmark_batch
 
-kernels-check:
+# every .cu by nvcc alone: one architecture in `make test`, all in kernels-all
+ARCHITECTURES := 80 86 89 90a 100
+kernels-check: ARCHITECTURES := 90a
+kernels-check kernels-all:
 	@if command -v nvcc >/dev/null 2>&1 && compgen -G 'kernels/csrc/cuda/*.cu' >/dev/null; then
 	@    mkdir -p .lint
-	@    for file in kernels/csrc/cuda/*.cu; do echo "nvcc $$file"; nvcc -arch=sm_90 -std=c++17 -cubin -o .lint/$$(basename $$file).cubin $$file; done
+	@    for arch in $(ARCHITECTURES); do for file in kernels/csrc/cuda/*.cu; do
+	@        echo "nvcc sm_$$arch $$file"; nvcc -O3 -std=c++17 -arch=sm_$$arch -cubin -o .lint/$$(basename $$file .cu).sm_$$arch.cubin $$file
+	@    done; done
 	@else echo "no nvcc, or no CUDA sources: compile check left out"; fi
 
 test: lint kernels-check

@@ -169,6 +169,8 @@ class _Plan:
         self.recipe = write_recipe(device, tools, architectures)
         versions = _versions(tools)
         self.compilers = ", ".join(versions.values())
+        if device == "cuda":
+            _check_release(versions["nvcc"])
         self.facts = build_facts(device, self.recipe, versions)
         self.root = kernels_dir(cache_dir)
         self.folder = self.root / key_of(self.facts)
@@ -236,6 +238,16 @@ def _versions(tools: Toolchain) -> dict[str, str]:
     if tools.nvcc is not None:
         versions["nvcc"] = _first_line([str(tools.nvcc), "--version"], start="Cuda compilation tools")
     return versions
+
+
+def _check_release(nvcc: str) -> None:
+    """The library shares torch's CUDA runtime, so both have to be of one major release."""
+    release = re.search(r"release (\d+)\.", nvcc)
+    wanted = str(torch.version.cuda).partition(".")[0]
+    if release and release[1] != wanted:
+        raise ToolchainError(
+            f"nvcc is of CUDA {release[1]} ({nvcc}), torch {torch.__version__} of CUDA {torch.version.cuda}: install nvcc {wanted}"
+        )
 
 
 def _first_line(command: list[str], start: str = "") -> str:

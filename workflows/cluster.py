@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future as ThreadFuture
-from multiprocessing import spawn
+from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -210,6 +210,7 @@ def _port_is_free(port: int) -> bool:
 def _shielded(make: Callable[[], T], abandon: Callable[[T], Any]) -> T:
     """Call `make` in a thread that takes no Ctrl-C; threads and processes it starts inherit that, this thread stays interruptible."""
     outcome: ThreadFuture[T] = ThreadFuture()
+    resource_tracker.ensure_running()  # starting it unblocks SIGINT in the thread that does, so not in the one below
 
     def run() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

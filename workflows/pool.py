@@ -77,7 +77,7 @@ class DaskPool:
             if future.status == "error":
                 error = future.exception(timeout=GATHER_SECONDS)
                 if isinstance(error, KilledWorker):
-                    self._messages.put(Lost(number, attempt, "its process died"))
+                    self._messages.put(Lost(number, attempt, "its process ended (a crash, or killed; by the system if memory ran out)"))
                 elif isinstance(error, SetupError):
                     self._messages.put(Failed(number, attempt, error.error, setup=True))
                 else:

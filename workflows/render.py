@@ -6,16 +6,14 @@ import logging
 import shutil
 import threading
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from landmark_batch.chunks import split_frames
 from landmark_batch.errors import ConfigError, LandmarkError, StoreError
-from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event, EventSink, JobDone, JobStarted, LogSink
+from landmark_batch.events import ChunkDone, ChunkFailed, Event, EventSink, JobDone, JobStarted
 from landmark_batch.frames.adopt import adopt
 from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.owner import StoreOwner
@@ -23,7 +21,7 @@ from landmark_batch.frames.resume import compare
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob, load_job
 from landmark_batch.workflows.builds import note_build
-from landmark_batch.workflows.driver import Driver, DriverResult
+from landmark_batch.workflows.driver import Driver
 from landmark_batch.workflows.joblog import job_log, quiet_dask
 from landmark_batch.workflows.machine import Machine, describe_machine
 from landmark_batch.workflows.measured import record_speed
@@ -37,6 +35,7 @@ from landmark_batch.workflows.plan import (
     refuse_differing,
     speed_key,
 )
+from landmark_batch.workflows.recorder import RunRecorder
 from landmark_batch.workflows.request import RenderRequest
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.snapshot import STOP_FILE, JobSnapshot, new_run_id, remove_dead_snapshots, remove_snapshot, write_snapshot
@@ -120,19 +119,11 @@ class _Run:
         self.stop = stop
         self.log = log
         self.id = new_run_id()
-        self._started = started
-        self._sinks = [LogSink(), *sinks]
+        self.record = RunRecorder(sinks)
         self._exports = exports
-        self._first_at: float | None = None
-        self._last_at: float | None = None
-        self._done_at = started
-        self._totals = DriverResult()
-        self._stages: defaultdict[str, float] = defaultdict(float)
-        self._counters: Counter[str] = Counter()
-        self._spans: dict[tuple[str, int], list[tuple[float, float]]] = {}  # (began, ended) of chunks, by worker process
+        self._started = self._done_at = started
         self._dashboard: str | None = None
         self._workers = 0
-        self._failures: dict[str, str] = {}
         self._handler: logging.Handler = logging.NullHandler()
 
     def run(self, *, update: bool, overwrite: bool, join: bool, scheduler: str | None, dashboard: bool) -> RenderResult:
@@ -153,7 +144,7 @@ class _Run:
                     store.reload()
                     return self._render(store, owner, frames_to_render(resume, request.wanted, store.spec), scheduler, dashboard)
             except LandmarkError as error:
-                if created and not self._totals.done and not owner.others():  # nothing was rendered: nothing stays behind
+                if created and not FrameStore.open(path).finished() and not owner.others():  # nothing rendered: nothing stays behind
                     shutil.rmtree(path, ignore_errors=True)
                     if error.exit_code == ConfigError.exit_code and not logged:
                         self.log.unlink(missing_ok=True)
@@ -162,9 +153,9 @@ class _Run:
     def _render(self, store: FrameStore, owner: StoreOwner, todo: tuple[int, ...], scheduler: str | None, dashboard: bool) -> RenderResult:
         remove_dead_snapshots(store.path)
         if self._exports is not None:
-            self._sinks.append(self._exports(self.request.wanted, todo))
+            self.record.sinks.append(self._exports(self.request.wanted, todo))
         if not todo:
-            self._started_event(store, 0)
+            self._tell_start(store, 0)
             return self._finish(store)
         if self.plan.placement is not None:
             note_build(store.path, build_of(self.request, self.machine))
@@ -175,8 +166,8 @@ class _Run:
                 if not self.stop.is_set():
                     self._drive(store, owner, folder, todo, scheduler, dashboard, stack)
             except KeyboardInterrupt:
-                self._totals.interrupted = True
-            self._totals.interrupted |= self.stop.is_set()
+                self.record.interrupted = True
+            self.record.interrupted |= self.stop.is_set()
             return self._finish(store)
 
     def _snapshot(self, store: FrameStore, owner: StoreOwner) -> JobSnapshot:
@@ -215,40 +206,25 @@ class _Run:
         try:
             cluster.open_run(self.id, folder)
             self._dashboard, self._workers = cluster.dashboard, len(cluster.workers())
-            self._started_event(store, len(todo))
+            self._tell_start(store, len(todo))
             missing: Sequence[int] = todo
             for turn in range(1_000_000):  # more than one only where other processes share the store
                 chunks = split_frames(missing, size)
                 graph = RenderGraph(self.job.name, self.id, chunks, turn=turn)
                 pool = DaskPool(cluster, graph, stop_file=folder / STOP_FILE, claim=lambda frames: _claim(store, owner, frames))
                 driver = Driver(pool, chunks, emit=lambda event: self._emit(event, store, owner), stop=self.stop)
-                self._add(driver.run(), chunks)
+                self.record.add(driver.run(), chunks)
                 missing = self._left_to_others(store, owner, missing)
                 if not missing:
                     break
         finally:
             cluster.close()
 
-    def _add(self, result: DriverResult, chunks: Sequence[Any]) -> None:
-        totals = self._totals
-        totals.rendered += result.rendered
-        totals.done |= result.done
-        totals.interrupted |= result.interrupted
-        totals.fatal = totals.fatal or result.fatal
-        self._failures |= {chunks[number].id: error for number, error in result.failed.items()}
-        for receipt in result.receipts:
-            for name, seconds in receipt["stages"].items():
-                self._stages[name] += seconds
-            self._counters.update(receipt["counters"])
-            if receipt["frames"]:
-                self._spans.setdefault((receipt["host"], receipt["pid"]), []).append((receipt["began"], receipt["ended"]))
-
     def _left_to_others(self, store: FrameStore, owner: StoreOwner, frames: Sequence[int]) -> list[int]:
         """Wait for frames that another process has claimed; returns those that became free because it ended without them."""
-        while not (self._totals.fatal or self.stop.is_set()):
+        while not (self.record.fatal or self.stop.is_set()):
             finished = store.finished()
-            failed = {frame for chunk in self._failures for frame in _frames_of(chunk, frames)}
-            missing = [frame for frame in frames if frame not in finished and frame not in failed]
+            missing = [frame for frame in frames if frame not in finished and frame not in self.record.failed]
             if not missing:
                 return []
             free = owner.claim(missing)
@@ -259,40 +235,26 @@ class _Run:
 
     # -- events
 
-    def _started_event(self, store: FrameStore, todo: int) -> None:
-        chunks = self.plan.chunks if todo else ()
-        self._emit(
+    def _tell_start(self, store: FrameStore, todo: int) -> None:
+        self.record.emit(
             JobStarted(
                 name=self.job.name,
                 store=str(store.path),
                 frames=len(self.request.wanted),
                 todo=todo,
-                chunks=len(chunks),
+                chunks=len(self.plan.chunks) if todo else 0,
                 workers=self._workers,
                 runtime=self.request.runtime,
                 dashboard=self._dashboard,
             )
         )
 
-    def _emit(self, event: Event, store: FrameStore | None = None, owner: StoreOwner | None = None) -> None:
+    def _emit(self, event: Event, store: FrameStore, owner: StoreOwner) -> None:
+        self.record.emit(event)
+        if isinstance(event, ChunkDone) or (isinstance(event, ChunkFailed) and event.final):
+            owner.release(event.frames)
         now = time.monotonic()
-        if isinstance(event, ChunkStarted) and self._first_at is None:
-            self._first_at = now - max(0.0, time.time() - event.at)
-        for sink in self._sinks:
-            try:
-                sink(event)
-            except Exception:
-                logger.exception("a sink failed on %s", type(event).__name__)
-        if isinstance(event, ChunkDone):
-            self._last_at = now
-            self._after_chunk(event, store, owner, now)
-        elif isinstance(event, ChunkFailed) and event.final and owner is not None:
-            owner.release(event.frames)
-
-    def _after_chunk(self, event: ChunkDone, store: FrameStore | None, owner: StoreOwner | None, now: float) -> None:
-        if owner is not None:
-            owner.release(event.frames)
-        if store is not None and now - self._done_at > DONE_SECONDS:
+        if now - self._done_at > DONE_SECONDS:
             self._done_at = now
             self._refresh_done(store)
 
@@ -306,45 +268,44 @@ class _Run:
 
     def _finish(self, store: FrameStore) -> RenderResult:
         self._refresh_done(store)
-        self._stages["idle"] = _gaps(self._spans.values())
-        totals = self._totals
+        record, wanted = self.record, self.request.wanted
         finished = store.finished()
-        missing = tuple(frame for frame in self.request.wanted if frame not in finished)
-        state = "complete" if not missing else "interrupted" if totals.interrupted and totals.fatal is None else "incomplete"
+        missing = tuple(frame for frame in wanted if frame not in finished)
+        state = "complete" if not missing else "interrupted" if record.interrupted and record.fatal is None else "incomplete"
         seconds = time.monotonic() - self._started
-        startup = (self._first_at - self._started) if self._first_at is not None else seconds
+        startup = record.first_at - self._started if record.first_at is not None else seconds
         result = RenderResult(
             state=state,
-            wanted=len(self.request.wanted),
-            rendered=totals.rendered,
-            skipped=max(0, len(self.request.wanted) - len(missing) - totals.rendered),
+            wanted=len(wanted),
+            rendered=record.rendered,
+            skipped=max(0, len(wanted) - len(missing) - record.rendered),
             missing=missing,
-            failures=dict(self._failures),
+            failures=dict(record.failures),
             seconds=seconds,
             startup_seconds=startup,
-            render_seconds=(self._last_at - self._first_at) if self._first_at is not None and self._last_at is not None else 0.0,
+            render_seconds=record.render_seconds,
             workers=self._workers,
             device=self.plan.placement.device if self.plan.placement else self.job.parallel.device,
             store=store.path,
             log=self.log,
             dashboard=self._dashboard,
-            stages=dict(self._stages),
-            counters=dict(self._counters),
+            stages=dict(record.stages),
+            counters=dict(record.counters),
         )
         self._remember_speed(result)
-        self._emit(JobDone(self.job.name, state, totals.rendered, missing, seconds, startup))
-        if totals.fatal is not None:
-            raise totals.fatal
+        record.emit(JobDone(self.job.name, state, record.rendered, missing, seconds, startup))
+        if record.fatal is not None:
+            raise record.fatal
         return result
 
     def _remember_speed(self, result: RenderResult) -> None:
         """Seconds a worker needed for a megasample, for the next plan."""
         placement = self.plan.placement
-        busy = sum(end - begin for spans in self._spans.values() for begin, end in spans) + self._stages["idle"]
-        if placement is None or not self.request.scene or not result.rendered or busy <= 0:
+        if placement is None or not self.request.scene or not result.rendered or self.record.worker_seconds <= 0:
             return
         samples = result.rendered * self.request.pixels * self.request.samples / 1e6
-        record_speed(speed_key(self.request, placement, self.machine), self.request.scene, busy / samples)
+        key = speed_key(self.request, placement, self.machine)
+        record_speed(key, self.request.scene, self.record.worker_seconds / samples)
 
 
 def _claim(store: FrameStore, owner: StoreOwner, frames: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
@@ -354,13 +315,3 @@ def _claim(store: FrameStore, owner: StoreOwner, frames: Sequence[int]) -> tuple
         return mine, ()
     finished = store.finished()
     return mine, [frame for frame in frames if frame in finished and frame not in mine]
-
-
-def _gaps(workers: Iterable[Sequence[tuple[float, float]]]) -> float:
-    """Seconds between the chunks of each worker, over all workers."""
-    return sum((max(0.0, after[0] - before[1]) for spans in workers for before, after in pairwise(sorted(spans))), 0.0)
-
-
-def _frames_of(chunk: str, frames: Sequence[int]) -> list[int]:
-    first, last = (int(part) for part in chunk.partition("+")[0].split("-"))
-    return [frame for frame in frames if first <= frame <= last]

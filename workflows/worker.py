@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -49,6 +50,8 @@ class RenderProcess(Worker):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, log: str | None = None, **kwargs: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the client's alone decides
         # Semaphores that libraries make from here on (numcodecs does) are unlinked at once, so that killing this process leaks none.
         multiprocessing.set_start_method("fork", force=True)
         if log is not None:

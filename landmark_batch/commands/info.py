@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,5 +75,6 @@ def _rows(info: SceneInfo) -> list[list[str]]:
         shown = "; ".join(f"{edit} of block {', '.join(map(str, blocks))}" for edit, blocks in info.edits.items())
         rows.append(["edits", f"{shown}"])
     if info.training_args:
-        rows.append(["training", ", ".join(f"{key} = {value}" for key, value in info.training_args.items())])
+        lines = textwrap.wrap(", ".join(f"{key} = {value}" for key, value in info.training_args.items()), 100)
+        rows += [["" if number else "training", line] for number, line in enumerate(lines)]
     return rows

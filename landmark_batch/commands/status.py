@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landmark_batch.chunks import format_frame_ranges
-from landmark_batch.commands.common import human_bytes, human_time, json_option, say_json, say_table, size_on_disk
+from landmark_batch.commands.common import human_bytes, human_time, json_option, say_json, say_table
 
 if TYPE_CHECKING:
     from landmark_batch.frames.records import FrameRecord
@@ -59,7 +59,7 @@ def examine(store: FrameStore) -> dict[str, Any]:
         "damaged_frames": format_frame_ranges(_remembered_damage(store)),
         "size": [store.spec.width, store.spec.height],
         "outputs": {output.name: output.dtype for output in store.spec.outputs},
-        "bytes": size_on_disk(store.path),
+        "bytes": round((per_frame or 0.0) * len(finished)),
         "bytes_to_come": round(per_frame * len(missing)) if per_frame is not None else None,
         "last_commit": last,
         "workers": dict(workers.most_common()),
@@ -108,7 +108,7 @@ def _say(found: Mapping[str, Any]) -> None:
     outputs = ", ".join(f"{name} {dtype}" for name, dtype in found["outputs"].items())
     rows.append(["holds", f"{found['size'][0]}x{found['size'][1]}, {outputs}"])
     to_come = f", about {human_bytes(found['bytes_to_come'])} to come" if found["bytes_to_come"] else ""
-    rows.append(["on disk", human_bytes(found["bytes"]) + to_come])
+    rows.append(["frames take", human_bytes(found["bytes"]) + to_come])
     if found["last_commit"] is not None:
         when = datetime.fromtimestamp(found["last_commit"]).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
         rows.append(["last commit", f"{when} ({human_time(max(0.0, time.time() - found['last_commit']))} ago)"])

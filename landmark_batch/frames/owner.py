@@ -98,9 +98,8 @@ class StoreOwner:
         descriptor, generation, sole = taken
         owner = cls(layout, descriptor, generation, id_=id_, sole=sole)
         try:
-            remove_leftovers(layout, sole=sole)
             claims.remove_dead_claims(layout, owner.is_live)
-            if sole:
+            if sole and layout.journal.exists():
                 owner._recover()
         except BaseException:
             owner.close()
@@ -110,11 +109,8 @@ class StoreOwner:
     def _recover(self) -> None:
         from .relocate import recover
 
-        if self.layout.journal.exists():
-            with self.restructuring():
-                recover(self.layout)
-        else:
-            self.layout.restructuring.unlink(missing_ok=True)
+        recover(self.layout)
+        self.layout.restructuring.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -220,6 +216,11 @@ def _enter(layout: StoreLayout, id_: str, *, join: bool) -> tuple[int, int, bool
                 file.unlink()
                 os.close(descriptor)
                 return None
+            remove_leftovers(layout, sole=not live)  # before anyone who joins can have files here
+            if not live and layout.journal.exists():
+                durable.replace_file(layout.restructuring, id_.encode())  # whoever joins waits until the change is finished
+            elif not live:
+                layout.restructuring.unlink(missing_ok=True)
             fence = change_fence_locked(layout, next_generation if live else new_job)
         except BaseException:
             file.unlink(missing_ok=True)

@@ -74,8 +74,8 @@ class FusedRenderer:
         with torch.inference_mode():
             while True:
                 rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, height)
-                coloured, most, absent, survived = (int(v) for v in status.tolist())  # waits for the frame
-                if not self._grow(most, coloured, width * height):
+                coloured, most, absent, survived, overfull = (int(v) for v in status.tolist())  # waits for the frame
+                if not self._grow(most, bool(overfull), coloured / (width * height)):
                     break
             if absent:
                 raise RuntimeError(f"{absent} samples lie in blocks that are not in memory")
@@ -89,19 +89,26 @@ class FusedRenderer:
             }
             return RenderOutput(rgb.clamp_(0.0, 1.0), depth, alpha, counters, {})
 
-    def _grow(self, most: int, coloured: int, rays: int) -> bool:
+    def _grow(self, most: int, overfull: bool, coloured_per_ray: float) -> bool:
         """Whether the frame has to be rendered again, with larger buffers."""
-        again = False
         if most > self._capacity:
             self._capacity = -(-most // 16) * 16
-            again = True
-        if coloured > self._list_capacity(rays) or self._overfull:
-            self._coloured_per_ray = max(self._coloured_per_ray * 1.5, coloured / rays * 1.25)
-            again = True
-        return again
+        elif not overfull:
+            return False
+        if overfull:
+            self._coloured_per_ray = max(self._coloured_per_ray * 2, coloured_per_ray * 1.25)
+        return True
 
     def _list_capacity(self, rays: int) -> int:
         return max(1024, int(rays * self._coloured_per_ray))
+
+    def _batch(self) -> int:
+        """Rays of a batch: what MEMORY_SHARE of the device's memory holds; no pixel depends on it."""
+        if self.device.type != "cuda":
+            return RAYS
+        ray = 8 * self._capacity + 32 * self._coloured_per_ray + 128  # bytes: staged samples, list and colours, the ray itself
+        left = torch.cuda.get_device_properties(self.device).total_memory - torch.cuda.memory_allocated(self.device)
+        return max(4096, min(RAYS, int(left * MEMORY_SHARE / ray)))
 
     def _frame(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int
@@ -112,22 +119,17 @@ class FusedRenderer:
         rgb = torch.empty(height * width, 3, dtype=torch.float32, device=self.device)
         depth = torch.empty(height * width, dtype=torch.float32, device=self.device)
         alpha = torch.empty(height * width, dtype=torch.float32, device=self.device)
-        totals, fullest = [], []
+        totals = []
         for pixels in order.split(self.settings.rays_per_batch or self._batch()):
             rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels, width)
             traced = self._trace(rays)
             rgb[pixels] = self._colours(rays, traced)
             depth[pixels], alpha[pixels] = traced.depth, traced.alpha
-            totals.append(traced.status)
-            fullest.append(traced.status[0] > traced.list.shape[0])
-        status = torch.stack(totals)
-        self._full = torch.stack(fullest).any()
-        status = torch.stack([status[:, 0].sum(), status[:, 1].amax(), status[:, 2].sum(), status[:, 3].sum()])
+            totals.append(torch.cat([traced.status, traced.status[:1] > traced.list.shape[0]]).to(torch.int64))
+        table = torch.stack(totals)
+        status = table.sum(0)
+        status[1] = table[:, 1].amax()
         return rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), status
-
-    @property
-    def _overfull(self) -> bool:
-        return bool(self._full)
 
     def _trace(self, rays: Tensor) -> fused.Traced:
         settings, config = self.settings, self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -50,13 +51,19 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
+def runner() -> CliRunner:
+    """A runner that keeps standard output and standard error apart, as click 8.1 does only when told to."""
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**apart)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Call the command line in tmp_path. No command may end in a traceback; one that fails says so in its own words."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str | Path, env: dict[str, str] | None = None) -> Outcome:
-        result = CliRunner().invoke(cli, [str(word) for word in words], env=env, prog_name="landmark-batch")
+        result = runner().invoke(cli, [str(word) for word in words], env=env, prog_name="landmark-batch")
         outcome = Outcome(result.exit_code, result.stdout, result.stderr)
         assert "--debug" in words or "Traceback" not in outcome.text, outcome.text
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -118,7 +125,7 @@ def rendered(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     words = ["render", str(folder / "park.toml"), "--png", "--video"]
     with pytest.MonkeyPatch.context() as patch:
         without_processes(patch)
-        result = CliRunner().invoke(cli, words, prog_name="landmark-batch")
+        result = runner().invoke(cli, words, prog_name="landmark-batch")
     return folder, Outcome(result.exit_code, result.stdout, result.stderr)
 
 

@@ -194,6 +194,7 @@ def test_ctrl_c_stops_after_the_chunk_in_hand_and_says_how_to_go_on(long_park: P
     assert "stopping after the chunks in hand" in err
     assert f"landmark-batch render {long_park} --no-dashboard --set output.chunk_frames=2" in err
     assert "Traceback" not in out + err
+    assert "worker died" not in err, "workers do not take the Ctrl-C for theirs"
     done = len(FrameStore.open(folder / "park.zarr").finished())
     assert 0 < done < 300
     assert done % 2 == 0, "whole chunks"

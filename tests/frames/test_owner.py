@@ -15,13 +15,14 @@ from landmark_batch.frames import claims, durable, owner
 from landmark_batch.frames.fence import read_fence
 from landmark_batch.frames.fingerprint import flight_fingerprints
 from landmark_batch.frames.layout import StoreLayout
+from landmark_batch.frames.locks import store_mutex
 from landmark_batch.frames.owner import StoreOwner, store_owners
 from landmark_batch.frames.process import ProcessIdentity, tag_process, this_process, writer_tag
 from landmark_batch.frames.sealed import seal
 from landmark_batch.frames.store import FrameStore
 
 from .processes import run, start, wait_for
-from .store_kit import commit, make_flight, make_settings, make_spec, render
+from .store_kit import commit, make_flight, make_settings, make_spec, pick, render
 
 FRAMES = 30
 FLIGHT, SETTINGS = make_flight(FRAMES), make_settings()
@@ -189,6 +190,48 @@ def test_joining_waits_while_the_flight_changes(path: Path) -> None:
             for one in (first, second):
                 with pytest.raises(StoreBusyError, match="is shared with another job"), one.restructuring():
                     raise AssertionError("entered")
+
+
+def test_no_one_joins_before_the_store_is_cleared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two that come at once removes temporary files only while the second cannot have any."""
+    cleared: list[bool] = []
+
+    def clear(layout: StoreLayout, *, sole: bool) -> int:
+        with pytest.raises(StoreBusyError, match="held its lock"), store_mutex(layout, timeout=0):
+            raise AssertionError("the mutex is free")
+        cleared.append(sole)
+        return 0
+
+    monkeypatch.setattr(owner, "remove_leftovers", clear)
+    with StoreOwner.acquire(path), StoreOwner.acquire(path, join=True):
+        assert cleared == [True, False]
+
+
+def test_no_one_joins_while_a_cut_short_change_is_finished(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    render(path, FLIGHT, SETTINGS, only=[0, 5])
+    longer = pick(FLIGHT, [-1, *range(FRAMES)])
+    monkeypatch.setattr(durable, "step", _die_after_journal)
+    with pytest.raises(InterruptedError):
+        render(path, longer, SETTINGS, only=[])
+    monkeypatch.undo()
+    assert StoreLayout(path).journal.exists()
+    seen: list[str] = []
+
+    def look(name: str) -> None:
+        if not seen:
+            seen.append(name)
+            with pytest.raises(StoreBusyError, match="changing its flight"):
+                StoreOwner.acquire(path, join=True, wait=0)
+
+    monkeypatch.setattr(durable, "step", look)
+    with StoreOwner.acquire(path, join=True) as held:
+        assert seen and held.sole and held.others() == []
+    assert sorted(FrameStore.open(path).finished()) == [1, 6]
+
+
+def _die_after_journal(name: str) -> None:
+    if name == "journal":
+        raise InterruptedError
 
 
 def test_generations_and_fences(path: Path) -> None:

@@ -91,11 +91,15 @@ def test_a_library_that_is_none_is_not_loaded(compiler: Callable[..., Path], tmp
 
 
 CHILD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from landmark_batch.kernels import build
+root = Path(sys.argv[1])
+(root / f"ready-{os.getpid()}").touch()
+while len(list(root.glob("ready-*"))) < 2:  # torch's import takes seconds, which differ
+    time.sleep(0.01)
 waited = []
-found = build.build("cpu", cache_dir=Path(sys.argv[1]), progress=lambda label, share: waited.append("waiting" in label))
+found = build.build("cpu", cache_dir=root / "cache", progress=lambda label, share: waited.append("waiting" in label))
 sys.stdout.write(f"{found.usable} {any(waited)} {found.reason}")
 """
 
@@ -103,11 +107,9 @@ sys.stdout.write(f"{found.usable} {any(waited)} {found.reason}")
 @pytest.mark.parametrize("script", [GOOD, BAD], ids=["succeeds", "fails"])
 def test_one_build_a_host(script: str, compiler: Callable[..., Path], tmp_path: Path) -> None:
     """Of two processes that need the same build one compiles; the other waits and takes its result, good or bad."""
-    calls = compiler(script if script == GOOD else script.replace("echo x", "sleep 2; echo x"), seconds=0.5)
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "cache")]
-    started = []
-    for _ in range(2):
-        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+    calls = compiler(script.replace("echo x", "sleep 1; echo x"), seconds=0.2)
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     results = sorted(process.communicate(timeout=100)[0] for process in started)
     number = len([p for p in source_files("cpu") if p.suffix == ".cpp"])
     if script == GOOD:

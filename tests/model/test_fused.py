@@ -43,10 +43,10 @@ def cuda() -> str:
 
 
 @pytest.mark.parametrize("name", list(SCENES))
-@pytest.mark.parametrize("mode", ["hull", "dense"])
-def test_reference_ops_give_the_plain_renderers_frame(name: str, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "batch"), [("hull", 1000), ("dense", 0)])
+def test_reference_ops_give_the_plain_renderers_frame(name: str, mode: str, batch: int) -> None:
     weights = make_scene(**SCENES[name])
-    settings = settings_for(weights.config, mode=mode, samples=64, rays_per_batch=1000, alpha_mask_threshold=0.4)
+    settings = settings_for(weights.config, mode=mode, samples=64, rays_per_batch=batch, alpha_mask_threshold=0.4)
     expected = Renderer(weights, settings).render(POSES["oblique"], LENS, WIDTH, HEIGHT)
     got = FusedRenderer(weights, settings, "cpu").render(POSES["oblique"], LENS, WIDTH, HEIGHT)
     assert expected.counters["coloured"] > 100

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from landmark_batch.errors import ConfigError, KernelBuildError
-from landmark_batch.model.runtime import resolve_runtime
+from landmark_batch.errors import ConfigError
 from landmark_batch.model.settings import dense_samples, dense_step
 from tests.factories import make_config
 from tests.model.conftest import settings_for
@@ -111,16 +110,3 @@ def test_pixel_settings_hold_what_changes_pixels_and_nothing_else() -> None:
         changed = replace(settings, **{name: value}).pixel_settings()
         assert [key for key in base if base[key] != changed[key]] and sum(base[key] != changed[key] for key in base) == 1, name
     assert replace(settings, rays_per_batch=5, notes=("x",)).pixel_settings() == base
-
-
-def test_runtime() -> None:
-    assert resolve_runtime("torch", "cuda").runtime == "torch"
-    choice = resolve_runtime("auto", "cpu")
-    assert choice.runtime == "torch" and "no fused kernels" in choice.reason
-    with pytest.raises(KernelBuildError, match="fused") as error:
-        resolve_runtime("fused", "cpu")
-    assert "torch" in str(error.value.remedy)
-    with pytest.raises(ConfigError, match=r"model\.runtime = 'turbo'"):
-        resolve_runtime("turbo")
-    with pytest.raises(KernelBuildError):
-        settings_for(make_config(), model__runtime="fused")

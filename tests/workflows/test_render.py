@@ -285,6 +285,7 @@ def test_a_scene_that_cannot_be_loaded_leaves_nothing_behind(
         run_render(job)
     assert inline[0].closed
     assert not job.store_path.exists()
+    assert not job.log_path.exists()
 
 
 @pytest.mark.usefixtures("inline")

@@ -8,6 +8,7 @@ using landmark::March;
 using landmark::Survivors;
 
 constexpr int GROUP = landmark::MARCH_GROUP;
+constexpr int PENDING = 24, WORDS = 16;
 constexpr int BORDER = 2;  // mask cells begin at -2, see pack_occupancy
 
 static void march_groups(const float* base, const float* slope, int samples, float* groups) {
@@ -95,58 +96,106 @@ static inline M mask_exceeds(const March& m, const F* pixel, I code) {
     return total > set(m.threshold);
 }
 
-// Of the samples t of one ray: those in the box and in occupied space.
-static inline M survives(const March& m, const F* origin, const F* direction, F t) {
-    F pixel[3];
-    M outside = first(0);
-    for (int a = 0; a < 3; a++) {
-        F position = t * direction[a] + origin[a];
-        outside = outside | (position < set(m.box[a])) | (position > set(m.box[3 + a]));
-        if (m.codes)
-            pixel[a] = ((position - set(m.mask_low[a])) * set(m.mask_inverse[a]) - set(1.0f) + set(1.0f)) * set(0.5f) *
-                       set((float)(m.cells[a] - 4));
-    }
-    if (!m.codes || bits(outside) == 0xffff) return !outside;
-    const I code = mask_codes(m, pixel);
-    M inside = !(outside | (code == seti(0)));
-    M passes = inside & (code == seti(m.full_passes ? 255 : 256));
-    if (bits(inside) != bits(passes)) passes = passes | (inside & mask_exceeds(m, pixel, code));
-    return passes;
-}
+// Samples k .. k + 7 and l .. l + 7 of a ray, on their way: what is known once the mask's codes have been asked for.
+struct Candidate {
+    F t, pixel[3];
+    I code;
+    M inside;
+    int32_t k, l, ray;
+};
 
 static inline int most_of_group(const March& m, int k) { return m.samples - k < GROUP ? m.samples - k : GROUP; }
 
+static inline void examine(const March& m, const F* origin, const F* direction, F extent, Candidate& c) {
+    c.t = load2(m.slope + c.k, m.slope + c.l) * extent + load2(m.base + c.k, m.base + c.l);
+    M outside = !first(most_of_group(m, c.k), most_of_group(m, c.l));
+    for (int a = 0; a < 3; a++) {
+        F position = c.t * direction[a] + origin[a];
+        outside = outside | (position < set(m.box[a])) | (position > set(m.box[3 + a]));
+        if (m.codes)
+            c.pixel[a] = ((position - set(m.mask_low[a])) * set(m.mask_inverse[a]) - set(1.0f) + set(1.0f)) * set(0.5f) *
+                         set((float)(m.cells[a] - 4));
+    }
+    c.inside = !outside;
+    if (m.codes) c.code = mask_codes(m, c.pixel);
+}
+
+static inline void finish(const March& m, const Candidate& c, Survivors& out) {
+    M kept = c.inside;
+    if (m.codes) {
+        M occupied = kept & !(c.code == seti(0));
+        kept = occupied & (c.code == seti(m.full_passes ? 255 : 256));
+        if (bits(occupied) != bits(kept)) kept = kept | (occupied & mask_exceeds(m, c.pixel, c.code));
+    }
+    if (!bits(kept)) return;
+    const F extent = set(m.extent[c.ray]);
+    const F after = load2(m.slope + c.k + 1, m.slope + c.l + 1) * extent + load2(m.base + c.k + 1, m.base + c.l + 1);
+    compress(out.t + out.count, kept, c.t);
+    compress(out.delta + out.count, kept, after - c.t);
+    store(out.ray + out.count, seti(c.ray));
+    out.count += __builtin_popcount(bits(kept));
+}
+
+// Candidates are finished some time after they were examined, so that the mask's memory answers many at once.
+struct Pending {
+    Candidate list[PENDING];
+    int count = 0;
+
+    inline void finish_all(const March& m, Survivors& out) {
+        for (int i = 0; i < count; i++) finish(m, list[i], out);
+        count = 0;
+    }
+};
+
+// Adds the samples of one ray's groups g .. g + 15 that `near` has a bit for.
+static inline void examine_groups(const March& m, int32_t r, int g, uint32_t near, Pending& pending, Survivors& out) {
+    const float* ray = m.rays + 6 * (int64_t)r;
+    const F extent = set(m.extent[r]);
+    F origin[3], direction[3];
+    for (int a = 0; a < 3; a++) origin[a] = set(ray[a]), direction[a] = set(ray[3 + a]);
+    while (near) {
+        if (pending.count == PENDING) pending.finish_all(m, out);
+        Candidate& c = pending.list[pending.count++];
+        c.ray = r;
+        c.k = (g + __builtin_ctz(near)) * GROUP;
+        near &= near - 1;
+        c.l = near ? (g + __builtin_ctz(near)) * GROUP : m.samples;
+        near &= near - 1;
+        examine(m, origin, direction, extent, c);
+    }
+}
+
 // Rays begin .. end - 1, until one may not fit: returns its index, or end.
 static int64_t march(const March& m, int64_t begin, int64_t end, Survivors& out) {
-    const int groups = landmark::march_group_count(m.samples);
-    for (int64_t r = begin; r < end; r++) {
-        if (out.capacity - out.count < m.samples + LANES) return r;
-        const float* ray = m.rays + 6 * r;
-        const F extent = set(m.extent[r]);
-        F origin[3], direction[3];
-        for (int a = 0; a < 3; a++) origin[a] = set(ray[a]), direction[a] = set(ray[3 + a]);
-        Level level;
-        if (m.codes) level = choose_level(m, ray, extent);
-        for (int g0 = 0; g0 < groups; g0 += LANES) {
-            const int left = groups - g0 < LANES ? groups - g0 : LANES;
-            uint32_t near = m.codes ? near_mask(m, level, g0, extent) : 0xffffu;
-            for (near &= (1u << left) - 1; near;) {
-                const int k = (g0 + __builtin_ctz(near)) * GROUP;
-                near &= near - 1;
-                const int l = near ? (g0 + __builtin_ctz(near)) * GROUP : m.samples;
-                near &= near - 1;
-                const F t = load2(m.slope + k, m.slope + l) * extent + load2(m.base + k, m.base + l);
-                const M kept = survives(m, origin, direction, t) & first(most_of_group(m, k), most_of_group(m, l));
-                const int found = __builtin_popcount(bits(kept));
-                if (!found) continue;
-                const F after = load2(m.slope + k + 1, m.slope + l + 1) * extent + load2(m.base + k + 1, m.base + l + 1);
-                compress(out.t + out.count, kept, t);
-                compress(out.delta + out.count, kept, after - t);
-                store(out.ray + out.count, seti((int32_t)r));
-                out.count += found;
-            }
+    const int groups = landmark::march_group_count(m.samples), words = (groups + 15) / 16;
+    const int together = words <= WORDS ? WORDS / words : 1;  // rays whose coarse cells are asked for at once
+    uint32_t near[WORDS];
+    Pending pending;
+    for (int64_t r0 = begin; r0 < end;) {
+        int rays = end - r0 < together ? (int)(end - r0) : together;
+        while (rays && out.capacity - out.count - (int64_t)pending.count * LANES < (int64_t)rays * m.samples + LANES) {
+            if (pending.count) pending.finish_all(m, out);
+            else rays--;
         }
+        if (!rays) return r0;
+        for (int w0 = 0; w0 < words; w0 += WORDS) {
+            const int n = words - w0 < WORDS ? words - w0 : WORDS;
+            for (int i = 0; i < rays; i++) {
+                const F extent = set(m.extent[r0 + i]);
+                Level level;
+                if (m.codes) level = choose_level(m, m.rays + 6 * (r0 + i), extent);
+                for (int w = 0; w < n; w++) {
+                    const int g = (w0 + w) * LANES, left = groups - g < LANES ? groups - g : LANES;
+                    near[i * n + w] = (m.codes ? near_mask(m, level, g, extent) : 0xffffu) & ((1u << left) - 1);
+                }
+            }
+            for (int i = 0; i < rays; i++)
+                for (int w = 0; w < n; w++)
+                    if (near[i * n + w]) examine_groups(m, (int32_t)(r0 + i), (w0 + w) * LANES, near[i * n + w], pending, out);
+        }
+        r0 += rays;
     }
+    pending.finish_all(m, out);
     return end;
 }
 

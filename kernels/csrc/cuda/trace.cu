@@ -20,13 +20,26 @@ __device__ __forceinline__ unsigned voxel(const LmMarch& m, int x, int y, int z)
     return __ldg(m.bits + ((size_t)z * m.size[1] + y) * m.words + (x >> 5)) >> (x & 31) & 1u;
 }
 
+// Bits x and x + 1 of a row, given its word x / 32.
+__device__ __forceinline__ unsigned pair(const uint32_t* word, int x) {
+    const int shift = x & 31;
+    const uint32_t low = __ldg(word);
+    return shift < 31 ? low >> shift & 3u : low >> 31 | (__ldg(word + 1) & 1u) << 1;
+}
+
 __device__ __forceinline__ bool occupied(const LmMarch& m, float px, float py, float pz) {
     const float fx = floorf(px), fy = floorf(py), fz = floorf(pz);
     if (!(fx >= -1.f && fy >= -1.f && fz >= -1.f && fx < m.size[0] && fy < m.size[1] && fz < m.size[2])) return false;
     const int x = (int)fx, y = (int)fy, z = (int)fz;
     unsigned corners = 0;
+    if (x >= 0 && y >= 0 && z >= 0 && x + 1 < m.size[0] && y + 1 < m.size[1] && z + 1 < m.size[2]) {
+        const uint32_t* row = m.bits + ((size_t)z * m.size[1] + y) * m.words + (x >> 5);
+        const size_t layer = (size_t)m.size[1] * m.words;
+        corners = pair(row, x) | pair(row + m.words, x) << 2 | pair(row + layer, x) << 4 | pair(row + layer + m.words, x) << 6;
+    } else {
 #pragma unroll
-    for (int c = 0; c < 8; c++) corners |= voxel(m, x + (c & 1), y + (c >> 1 & 1), z + (c >> 2)) << c;
+        for (int c = 0; c < 8; c++) corners |= voxel(m, x + (c & 1), y + (c >> 1 & 1), z + (c >> 2)) << c;
+    }
     if (corners == 0u) return false;
     if (corners == 255u && m.threshold < 0.999f) return true;
     const float hx = px - fx, hy = py - fy, hz = pz - fz, lx = fx + 1.f - px, ly = fy + 1.f - py, lz = fz + 1.f - pz;
