@@ -212,11 +212,10 @@ def _unpack(bits: Tensor, size: Sequence[int]) -> Tensor:
     return flags.flatten(-2)[..., : size[0]].to(torch.bool).contiguous()
 
 
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema)
+    torch.library.define(f"{NAMESPACE}::{_name}", _schema)
 for _name, _function in (("trace", _reference_trace), ("features", _reference_features), ("resolve", _reference_resolve)):
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.impl(f"{NAMESPACE}::{_name}", "default", _function)
 
 trace = torch.ops.landmark_batch.trace
 shade = torch.ops.landmark_batch.shade

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 CPU_ROWS = 1024
-CUDA_ROWS = 16384  # enough to fill a GPU
+CUDA_ROWS = 131072  # large enough to fill a GPU, and few launches a frame
 
 
 def tile_rows(device: torch.device) -> int:

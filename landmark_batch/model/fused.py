@@ -120,7 +120,7 @@ class FusedRenderer:
         depth = torch.empty(height * width, dtype=torch.float32, device=self.device)
         alpha = torch.empty(height * width, dtype=torch.float32, device=self.device)
         totals = []
-        for pixels in order.split(self.settings.rays_per_batch or self._batch()):
+        for pixels in torch.split(order, self.settings.rays_per_batch or self._batch()):
             rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels, width)
             traced = self._trace(rays)
             rgb[pixels] = self._colours(rays, traced)
@@ -169,16 +169,18 @@ class FusedRenderer:
         planes, lines = self._app
         field = (flat_box(self.config.aabb), self._division, self._slots, planes, lines, len(self.config.resolutions))
         if self._shade is not None:
-            return fused.shade(rays, traced.list, traced.status, traced.found, traced.offset, *field, *self._shade)
+            rgb: Tensor = fused.shade(rays, traced.list, traced.status, traced.found, traced.offset, *field, *self._shade)
+            return rgb
         count = min(int(traced.status[0]), traced.list.shape[0])
         samples = traced.list[:count]
         features = fused.features(rays, samples, count, *field, self._basis)
         ray = fused.list_ray(samples)
-        rgb = kernels.decode(
+        colours = kernels.decode(
             features, rays, ray, self._decoder.weights, self._decoder.biases, fea_pe=self.config.fea_pe, view_pe=self.config.view_pe
         )
-        colour = torch.nn.functional.pad(rgb * fused.list_weight(samples)[:, None], (0, 1))
-        return fused.resolve(colour, traced.offset, traced.found)
+        colour = torch.nn.functional.pad(colours * fused.list_weight(samples)[:, None], (0, 1))
+        rgb = fused.resolve(colour, traced.offset, traced.found)
+        return rgb
 
 
 @lru_cache(maxsize=4)
