@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import fused, library  # noqa: F401  the schemas must stand before an implementation is loaded
+from . import fused, library, weighing  # noqa: F401  the schemas must stand before an implementation is loaded
 from .cache import LOG, build_facts, build_lock, failure_since, kernels_dir, key_of, mismatch, publish, remember_failure
 from .recipe import library_name, write_recipe
 from .toolchain import Toolchain, ToolchainError, find_toolchain, visible_architectures

@@ -12,6 +12,15 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
+class Preparing:
+    """Something that takes long is being made before the job starts (compiled kernels). share: done of it, 0 to 1."""
+
+    what: str
+    share: float
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
 class JobStarted:
     """frames: all frames the job wants. todo: those still to render. seconds: start-up time so far."""
 
@@ -70,7 +79,7 @@ class JobDone:
     at: float = field(default_factory=time.time)
 
 
-Event = JobStarted | ChunkStarted | ChunkDone | ChunkFailed | JobDone
+Event = Preparing | JobStarted | ChunkStarted | ChunkDone | ChunkFailed | JobDone
 
 
 class EventSink(Protocol):

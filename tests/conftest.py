@@ -21,5 +21,5 @@ def reference_dir() -> Path:
     """Real checkpoints trained by LandMark and frames its own code rendered; skips where they are not."""
     path = _reference()
     if path is None:
-        pytest.skip("reference checkpoints and frames are not here: put them in shared/reference or name their folder in LANDMARK_BATCH_REFERENCE")
+        pytest.skip("no reference checkpoints and frames: put them in shared/reference, or name their folder in LANDMARK_BATCH_REFERENCE")
     return path

@@ -271,9 +271,7 @@ def measure_scheduling(
     machine = machine or describe_machine()
     job = simulated_job(store, chunk_frames=SIMULATED_CHUNK, workers=workers)
     if tell is not None:
-        tell(
-            f"scheduling: {frames} simulated frames of {1000 * seconds:.0f} ms on {workers} workers, {frames * seconds / workers:.0f} s"
-        )
+        tell(f"scheduling: {frames} simulated frames of {1000 * seconds:.0f} ms on {workers} workers, {frames * seconds / workers:.0f} s")
     chunks = 0
 
     def count(event: object) -> None:

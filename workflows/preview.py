@@ -29,10 +29,10 @@ from landmark_batch.workflows.unsupported import refuse_unsupported
 DEFAULT_FPS = 24.0
 SMOOTH_FPS = 8.0  # of film time; fewer frames only when even the smallest size is too slow
 LARGEST, SMALLEST = 960, 64  # pixels of width
-OVERHEAD_SECONDS = 15.0  # workers that start, the film's encoder
-CROWDED = 0.7  # speed of a worker beside others, as a share of its speed alone (memory bandwidth is shared)
-_MEASURED_WIDTH = 96
-_DIVISORS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+OVERHEAD_SECONDS = 12.0  # workers that start, the film's encoder
+CROWDED = 0.8  # speed of a worker beside others, as a share of its speed alone (memory bandwidth is shared)
+_MEASURED_WIDTH = 160
+_DIVISORS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _sizes(flight: Flight) -> list[tuple[int, int]]:
         width, height = (max(2, 2 * round(side / divisor / 2)) for side in (flight.width, flight.height))
         if SMALLEST <= width <= LARGEST or (divisor == 1 and width < SMALLEST):
             found.append((width, height))
-    return found or [(max(2, 2 * round(LARGEST / 2)), max(2, 2 * round(flight.height * LARGEST / flight.width / 2)))]
+    return found
 
 
 def preview_job(request: RenderRequest, choice: PreviewChoice) -> RenderJob:

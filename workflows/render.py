@@ -13,7 +13,7 @@ from typing import Any
 
 from landmark_batch.chunks import split_frames
 from landmark_batch.errors import ConfigError, LandmarkError, StoreError
-from landmark_batch.events import ChunkDone, ChunkFailed, Event, EventSink, JobDone, JobStarted
+from landmark_batch.events import ChunkDone, ChunkFailed, Event, EventSink, JobDone, JobStarted, Preparing
 from landmark_batch.frames.adopt import adopt
 from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.owner import StoreOwner
@@ -21,6 +21,7 @@ from landmark_batch.frames.resume import compare
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob, load_job
 from landmark_batch.workflows.builds import note_build
+from landmark_batch.workflows.compiled import prepare_kernels
 from landmark_batch.workflows.driver import Driver
 from landmark_batch.workflows.joblog import job_log, quiet_dask
 from landmark_batch.workflows.machine import Machine, describe_machine
@@ -95,8 +96,16 @@ def run_render(
     machine = machine or describe_machine()
     flags = {"update": update, "overwrite": overwrite, "scheduler": scheduler}
     plan = make_plan(job, machine=machine, **flags) if request is None else plan_request(request, machine, **flags)  # type: ignore[arg-type]
+    instead = prepare_kernels(plan, lambda what, share: _tell(sinks, Preparing(what, share)))
+    if instead is not None:
+        plan = make_plan(instead, machine=machine, **flags)  # type: ignore[arg-type]
     run = _Run(plan, machine, sinks, stop or threading.Event(), exports, log or job.log_path, started)
     return run.run(update=update, overwrite=overwrite, join=join, scheduler=scheduler, dashboard=dashboard)
+
+
+def _tell(sinks: Sequence[EventSink], event: Event) -> None:
+    for sink in sinks:
+        sink(event)
 
 
 class _Run:

@@ -5,16 +5,20 @@ A renderer takes one camera and returns the arrays of one frame; it knows nothin
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob
+
+if TYPE_CHECKING:
+    from landmark_batch.model.runtime import KernelSource
 
 
 class RenderedFrame(Protocol):
@@ -56,10 +60,13 @@ class SimulatedRenderer:
         return SimulatedFrame(rgb, plain, plain, {"rays": height * width})
 
 
-def open_renderer(spec: Mapping[str, Any], job: RenderJob, device: str, threads: int = 1) -> tuple[FrameRenderer, str]:
+def open_renderer(
+    spec: Mapping[str, Any], job: RenderJob, device: str, threads: int = 1, *, kernels: KernelSource | None = None
+) -> tuple[FrameRenderer, str]:
     """The renderer a snapshot names, ready to render, and its device. spec: {'kind': 'scene'} or {'kind': 'simulated', 'seconds': s}.
 
-    device: 'cuda', 'cpu', or 'auto' where the process looks for itself. threads: of this process on a CPU.
+    device: 'cuda', 'cpu', or 'auto' where the process looks for itself. threads: of this process on a CPU. kernels: where compiled ones
+    come from.
 
     Raises CheckpointError or ConfigError as the scene's own loader does.
     """
@@ -68,13 +75,31 @@ def open_renderer(spec: Mapping[str, Any], job: RenderJob, device: str, threads:
         return SimulatedRenderer(float(spec["seconds"])), "cpu"
     if kind != "scene":
         raise ConfigError(f"renderer {kind!r}: this version knows 'scene' and 'simulated'")
-    return _open_scene(job, device, threads)
+    if "runtime" in spec:  # as the client resolved it
+        job = job.model_copy(update={"model": job.model.model_copy(update={"runtime": spec["runtime"]})})
+    return _open_scene(job, device, threads, kernels)
 
 
-def _open_scene(job: RenderJob, device: str, threads: int) -> tuple[FrameRenderer, str]:
+def keep_freed_memory() -> bool:
+    """Have glibc keep what this process frees: a renderer asks for the same large arrays again and again.
+
+    By default each of them is new memory from the system, and Dask makes its workers hand back even more: page faults took half
+    the time of a render on two cores. Returns whether it was possible.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h; the latter's largest value is 32 MiB
+    return bool(mallopt(trim, 2**30) and mallopt(mmap, 2**25))
+
+
+def _open_scene(job: RenderJob, device: str, threads: int, kernels: KernelSource | None) -> tuple[FrameRenderer, str]:
     import torch
 
+    from landmark_batch.model.fused import FusedRenderer
     from landmark_batch.model.renderer import Renderer
+    from landmark_batch.model.runtime import load_runtime
     from landmark_batch.model.settings import resolve_settings
     from landmark_batch.scene.checkpoint import load_scene
 
@@ -82,10 +107,14 @@ def _open_scene(job: RenderJob, device: str, threads: int) -> tuple[FrameRendere
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(threads)
+        keep_freed_memory()
     if job.scene.checkpoint is None:
         raise ConfigError("scene.checkpoint is not set", remedy="name the .th file, or the directory of -sub{b}.th files")
     weights = load_scene(
         job.scene.checkpoint, plane_division=job.scene.plane_division, edit=job.scene.edit, edit_block=job.scene.edit_block
     )
-    renderer = Renderer(weights, resolve_settings(job, weights.config, device=device), torch.device(device))
-    return renderer, device
+    settings = resolve_settings(job, weights.config, device=device)
+    load_runtime(settings.runtime, device, source=kernels)
+    if settings.runtime == "fused" and device == "cuda":
+        return FusedRenderer(weights, settings, torch.device(device)), device
+    return Renderer(weights, settings, torch.device(device)), device

@@ -60,11 +60,11 @@ def scene_request(job: RenderJob, device: str) -> RenderRequest:
     from landmark_batch.scene.identity import scene_digest
 
     checkpoint = checkpoint_of(job)
-    config = load_config(checkpoint, plane_division=job.scene.plane_division)
+    config = load_config(checkpoint, plane_division=job.scene.plane_division, edit=job.scene.edit, edit_block=job.scene.edit_block)
     settings = resolve_settings(job, config, device=device)
     flight = flight_of_job(job)
     wanted = wanted_frames(job, flight)
-    warnings = [*settings.notes, *check_flight(flight, settings.aabb, (settings.near, settings.far))]
+    warnings = [*settings.notes, *check_flight(flight, settings.aabb, (settings.near, settings.far), frames=wanted)]
     digest = scene_digest(checkpoint, edit=job.scene.edit, edit_block=job.scene.edit_block)
     return RenderRequest(
         job=job,
@@ -77,6 +77,7 @@ def scene_request(job: RenderJob, device: str) -> RenderRequest:
         samples=settings.samples,
         mode=settings.mode,
         runtime=settings.runtime,
+        renderer={"kind": "scene", "runtime": settings.runtime},
         precision=settings.precision,
         scene=digest,
         worker_memory=estimate_memory(config, settings, flight.width, flight.height),

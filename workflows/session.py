@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.writer import FrameWriter
 from landmark_batch.workflows.renderers import FrameRenderer, open_renderer
 from landmark_batch.workflows.snapshot import STOP_FILE, JobSnapshot, read_snapshot
+
+if TYPE_CHECKING:
+    from landmark_batch.model.runtime import KernelSource
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +83,12 @@ class RenderSession:
         self._writers: dict[int, FrameWriter] = {}
 
     @classmethod
-    def open(cls, folder: Path, worker: str) -> Self:
+    def open(cls, folder: Path, worker: str, kernels: KernelSource | None = None) -> Self:
         """Read a run's snapshot, open its store, load its scene. Raises LandmarkError kinds as these do."""
         started = time.perf_counter()
         snapshot, arrays = read_snapshot(folder)
         store = FrameStore.open(Path(snapshot.store))
-        renderer, device = open_renderer(snapshot.renderer, snapshot.render_job(), snapshot.device, snapshot.threads)
+        renderer, device = open_renderer(snapshot.renderer, snapshot.render_job(), snapshot.device, snapshot.threads, kernels=kernels)
         logger.info("run %s opened in %.1f s on %s", snapshot.run, time.perf_counter() - started, device)
         return cls(folder, snapshot, store, renderer, worker=worker, device=device, poses=arrays["c2w"], lenses=arrays["intrinsics"])
 
@@ -124,16 +127,17 @@ class RenderSession:
         counters: Counter[str] = Counter()
         digests: dict[str, list[str]] = {name: [] for name in self._store.spec.names}
         size = 0
+        started = time.perf_counter()
+        prints = {frame: frame_fingerprint(self._settings, self._poses[frame], self._lenses[frame]) for frame in frames}
+        todo = self._missing(frames, prints)
+        parts = list(self._parts(todo))
+        stages["check"] = time.perf_counter() - started
         with self._turn(chunk):
             if self._stop_file.exists():
                 return {"stopped": True}
             if begun is not None:
                 begun()
             began, started = time.time(), time.perf_counter()
-            prints = {frame: frame_fingerprint(self._settings, self._poses[frame], self._lenses[frame]) for frame in frames}
-            todo = self._missing(frames, prints)
-            stages["check"] = time.perf_counter() - started
-            parts = list(self._parts(todo))
             pixels = self._pixels(parts[0], stages, counters) if parts else {}
             ended = time.time()
         told = 0.0

@@ -96,7 +96,7 @@ def scheduling_cost(result: RenderResult, chunks: int, seconds: float) -> Schedu
     rendering = result.rendered * seconds
     total = result.render_seconds * result.workers
     late = max(0.0, result.stages.get("render", 0.0) - rendering)
-    between = result.stages.get("idle", 0.0) + result.stages.get("check", 0.0) + result.stages.get("quantise", 0.0)
+    between = result.stages.get("idle", 0.0) + result.stages.get("quantise", 0.0)
     return SchedulingCost(
         frames=result.rendered,
         chunks=chunks,

@@ -26,8 +26,3 @@ def refuse_unsupported(job: RenderJob) -> None:
                 f"fetching.{key} = {value}: this version keeps the whole scene in memory; limits come with fetching of blocks",
                 remedy=f"leave fetching.{key} out",
             )
-    if job.model.runtime == "fused":
-        raise ConfigError(
-            'model.runtime = "fused": this version renders with torch; fused kernels come with a later one',
-            remedy='leave model.runtime out, or set it to "torch"',
-        )

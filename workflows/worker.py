@@ -18,12 +18,15 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from landmark_batch.workflows.session import RenderSession, SetupError
+
+if TYPE_CHECKING:
+    from landmark_batch.model.runtime import KernelSource
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,13 @@ def gpus_hidden() -> bool:
     """CUDA_VISIBLE_DEVICES hides every GPU."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     return value is not None and value.strip() in ("", "-1", "NoDevFiles")
+
+
+def kernel_source() -> KernelSource:
+    """Where this process takes compiled kernels from: LANDMARK_BATCH_KERNELS and CUDA_HOME, else the program's cache."""
+    from landmark_batch.model.runtime import KernelSource
+
+    return KernelSource.from_environment(os.environ)
 
 
 def gpu_environment(ordinal: int) -> dict[str, str]:
@@ -112,7 +122,7 @@ class _Service:
 
     def _open(self, folder: Path, name: str) -> None:
         try:
-            self.session.set_result(RenderSession.open(folder, name))
+            self.session.set_result(RenderSession.open(folder, name, kernel_source()))
         except BaseException as error:
             logger.exception("cannot open the job")
             self.session.set_exception(error)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from landmark_batch.commands.common import count_of, human_time
-from landmark_batch.events import ChunkDone, ChunkFailed, Event, JobDone, JobStarted
+from landmark_batch.events import ChunkDone, ChunkFailed, Event, JobDone, JobStarted, Preparing
 
 LINE_SECONDS = 60.0
 _WINDOW_SECONDS = 60.0
@@ -59,6 +59,7 @@ class ProgressSink:
         self._total = self._done = self._now = 0
         self._last: int | None = None
         self._runtime = ""
+        self._preparing = ""
         self.stages: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -76,7 +77,9 @@ class ProgressSink:
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            if isinstance(event, JobStarted):
+            if isinstance(event, Preparing):
+                self._prepare(event)
+            elif isinstance(event, JobStarted):
                 self._start(event)
             elif isinstance(event, ChunkDone):
                 self._advance(event)
@@ -85,6 +88,11 @@ class ProgressSink:
                 self._say(f"{what} chunk {event.chunk} on {event.worker}: {event.error}")
         if isinstance(event, JobDone):
             self.close()
+
+    def _prepare(self, event: Preparing) -> None:
+        if event.what != self._preparing:
+            self._preparing = event.what
+            self._say(f"{event.what} (once, a minute or two)" if event.share == 0 else event.what)
 
     def _start(self, event: JobStarted) -> None:
         self._total, self._done = event.frames, event.frames - event.todo

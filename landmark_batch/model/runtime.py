@@ -12,7 +12,7 @@ from landmark_batch.errors import ConfigError, KernelBuildError
 from landmark_batch.kernels import build
 from landmark_batch.kernels.build import KernelStatus
 
-AUTO_USES_FUSED = {"cpu": False, "cuda": False}  # whether runtime 'auto' takes the compiled kernels of a device
+AUTO_USES_FUSED = {"cpu": False, "cuda": True}  # whether runtime 'auto' takes the compiled kernels of a device
 REMEDIES = {
     "cpu": "install a C++ compiler (Debian: apt install g++), or set --runtime torch",
     "cuda": "install landmark-batch[cuda], which brings the CUDA compiler, and a C++ compiler, or set --runtime torch",

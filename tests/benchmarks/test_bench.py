@@ -78,7 +78,7 @@ def test_scheduling_cost_adds_up(tmp_path: Path) -> None:
         store=tmp_path,
         log=None,
         dashboard=None,
-        stages={"render": 8.1, "idle": 0.08, "check": 0.01, "quantise": 0.01, "write": 0.2},
+        stages={"render": 8.1, "idle": 0.09, "check": 0.01, "quantise": 0.01, "write": 0.2},
     )
     cost = scheduling_cost(result, 10, 0.1)
     assert cost.rendering == 8.0

@@ -237,3 +237,13 @@ def test_clean(compiler: Callable[..., Path], tmp_path: Path) -> None:
 def test_an_unknown_device_is_a_bug_of_the_caller() -> None:
     with pytest.raises(ValueError, match="device = 'tpu'"):
         build.load("tpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)
+def test_the_cuda_kernels_build_and_load(request: pytest.FixtureRequest) -> None:
+    """Where there is a GPU there is a compiler, and the library serves the ops of its device."""
+    assert request.config.cache is not None
+    found = build.load("cuda", cache_dir=Path(request.config.cache.mkdir("landmark-kernels")))
+    assert found.loaded, found.reason
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("landmark_batch::trace", "CUDA")

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 SETS = {
     "march": ["tests/kernels/compiled/check_march.py", "tests/kernels/test_march.py", "tests/kernels/test_rays.py"],
     "field": ["tests/kernels/compiled/check_field.py", "tests/kernels/test_field.py"],
+    "weigh": ["tests/kernels/compiled/check_weigh.py", "tests/kernels/test_weighing.py"],
     "shading": ["tests/kernels/compiled/check_shading.py", "tests/kernels/test_compositing.py", "tests/kernels/test_decoding.py"],
     "schemas": ["tests/kernels/test_ops.py"],
     "frames": ["tests/kernels/compiled/check_frames.py", "tests/model/test_exactness.py"],

@@ -29,7 +29,7 @@ def kill_at_random(run: RenderProcess, path: Path, most: int, dice: random.Rando
     """Kill while the job starts (one time in four), or at a random moment before it has recorded `most` frames."""
     here = recorded(path)
     if here >= most or dice.random() < 0.25:
-        time.sleep(dice.uniform(0.2, 8.0))
+        time.sleep(dice.uniform(0.2, 5.0))
     else:
         goal = dice.randint(here + 1, most)
         while recorded(path) < goal and run.process.poll() is None:

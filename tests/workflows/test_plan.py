@@ -93,7 +93,6 @@ def test_a_disk_that_cannot_hold_the_frames_is_refused_with_numbers(make_job: Ma
         ("fetching.gpu_blocks=4", ConfigError, r"gpu_blocks = 4"),
         ("fetching.gpu_memory=8GiB", ConfigError, r"gpu_memory = 8GiB"),
         ("fetching.host_memory=8GiB", ConfigError, r"host_memory = 8GiB"),
-        ("model.runtime=fused", ConfigError, r"runtime.*fused"),
         ("cameras.frames=0-99", ConfigError, r"frame 99 is outside the flight of 24 frames"),
         ("cameras.file=/nowhere/path.json", CameraError, r"/nowhere/path.json"),
         ("scene.checkpoint=/nowhere/scene.th", CheckpointError, r"/nowhere/scene.th"),
@@ -134,7 +133,10 @@ def test_a_machine_whose_gpus_torch_cannot_use_stops_before_frame_0(make_job: Ma
 
 def test_a_plan_for_gpus_needs_none(make_job: MakeJob) -> None:
     gpus = tuple(Gpu(i, "H100", 80 * 2**30) for i in range(4))
-    plan = make_plan(make_job("parallel.device=auto", "parallel.workers=0", "output.chunk_frames=1"), machine=replace(MACHINE, gpus=gpus))
+    plan = make_plan(
+        make_job("parallel.device=auto", "parallel.workers=0", "output.chunk_frames=1", "model.runtime=torch"),
+        machine=replace(MACHINE, gpus=gpus),
+    )
     assert plan.placement is not None
     assert (plan.placement.device, plan.placement.gpus) == ("cuda", (0, 1, 2, 3))
     assert "GPU 0, 1, 2, 3 (H100)" in plan.describe()

@@ -276,7 +276,7 @@ def test_a_scene_that_cannot_be_loaded_leaves_nothing_behind(
 ) -> None:
     from landmark_batch.workflows import session
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise CheckpointError("scene.th: a tensor is cut off")
 
     monkeypatch.setattr(session, "open_renderer", broken)

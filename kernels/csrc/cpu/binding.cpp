@@ -197,6 +197,20 @@ std::tuple<Tensor, Tensor> composite(const Tensor& feature_in, const Tensor& ray
     return {weights, copy_out(coloured, found, feature, at::kLong)};
 }
 
+std::tuple<Tensor, Tensor> weigh(const Tensor& rays, const Tensor& ray, const Tensor& t, const Tensor& delta_in, int64_t, Doubles box, at::IntArrayRef division,
+                                 const std::optional<Tensor>& slots, at::TensorList planes, at::TensorList lines, int64_t resolutions,
+                                 const std::optional<Tensor>& basis, std::string_view activation, double shift, bool nonlinear, double scale,
+                                 double threshold, double stop) {
+    FieldCall call(rays, ray, t, box, division, slots, planes, lines, resolutions);
+    const Tensor delta = delta_in.contiguous(), matrix = basis ? basis->contiguous() : Tensor();
+    TORCH_CHECK(call.points.count < (int64_t)1 << 31, "weigh: ", call.points.count, " samples");
+    Composite c{nullptr, call.points.ray, delta.const_data_ptr<float>(), call.points.count, activation == "softplus", nonlinear, (float)shift, (float)scale, (float)threshold};
+    Tensor weights = at::empty({c.count}, call.t.options());
+    int64_t *coloured = scratch<int64_t>(1, (size_t)c.count + 1), found = 0;
+    present(chosen->weigh(call.field, call.points, basis ? matrix.const_data_ptr<float>() : nullptr, c, (float)stop, weights.mutable_data_ptr<float>(), coloured, &found));
+    return {weights, copy_out(coloured, found, weights, at::kLong)};
+}
+
 Tensor decode(const Tensor& features_in, const Tensor& rays_in, const Tensor& ray_in, at::TensorList weights, at::TensorList biases, int64_t fea_pe, int64_t view_pe) {
     const Tensor features = features_in.contiguous(), rays = rays_in.contiguous(), ray = ray_in.contiguous();
     Decoder d{};
@@ -253,6 +267,7 @@ TORCH_LIBRARY_IMPL(landmark_batch, CPU, m) {
     m.impl("density", landmark::density);
     m.impl("appearance", landmark::appearance);
     m.impl("composite", landmark::composite);
+    m.impl("weigh", landmark::weigh);
     m.impl("decode", landmark::decode);
     m.impl("accumulate", landmark::accumulate);
 }

@@ -23,23 +23,27 @@ static inline void add_density(const R& reader, const Group& g, int lanes, const
     }
 }
 
+// Density features of the first `lanes` samples of a group.
+static inline void group_density(const Field& f, const Group& g, Place* places, int lanes, const float* basis, float* feature) {
+    F sums[LANES];
+    H sums8[LANES];
+    find_places(f, g, places);
+    for (int i = 0; i < LANES; i++) sums[i] = set(0.0f), sums8[i] = zero8();
+    for (int k = 0; k < f.count; k++) {
+        with_reader(f.tables[k], places[k], [&](const auto& reader) { add_density(reader, g, lanes, basis, sums, sums8); });
+        if (basis) basis += f.tables[k].channels;
+    }
+    for (int i = 0; i < lanes; i++) feature[i] = sum(sums[i]) + sum(sums8[i]);
+}
+
 static bool density(const Field& f, const Points& p, const float* basis, float* feature) {
     Place* places = places_of(f);
     Group g;
     bool present = true;
     for (int64_t start = 0; start < p.count; start += LANES) {
         const int lanes = p.count - start < LANES ? (int)(p.count - start) : LANES;
-        present &= locate(f, p, start, lanes, g);
-        find_places(f, g, places);
-        F sums[LANES];
-        H sums8[LANES];
-        for (int i = 0; i < LANES; i++) sums[i] = set(0.0f), sums8[i] = zero8();
-        const float* weights = basis;
-        for (int k = 0; k < f.count; k++) {
-            with_reader(f.tables[k], places[k], [&](const auto& reader) { add_density(reader, g, lanes, weights, sums, sums8); });
-            if (basis) weights += f.tables[k].channels;
-        }
-        for (int i = 0; i < lanes; i++) feature[start + i] = sum(sums[i]) + sum(sums8[i]);
+        present &= locate(f, p.rays, load(p.ray + start, lanes), load(p.t + start, lanes), lanes, g);
+        group_density(f, g, places, lanes, basis, feature + start);
     }
     return present;
 }
@@ -73,7 +77,8 @@ static bool appearance(const Field& f, const Points& p, const float* basis, int 
         const int size = p.count - start < TILE ? (int)(p.count - start) : TILE;
         for (int part = 0; part < size; part += LANES) {
             const int lanes = size - part < LANES ? size - part : LANES;
-            present &= locate(f, p, start + part, lanes, g);
+            const int64_t m = start + part;
+            present &= locate(f, p.rays, load(p.ray + m, lanes), load(p.t + m, lanes), lanes, g);
             find_places(f, g, places);
             float* out = products + part * columns;
             for (int k = 0; k < f.count; out += f.tables[k].channels, k++)

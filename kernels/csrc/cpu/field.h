@@ -36,12 +36,11 @@ static inline void neighbours(F coordinate, int64_t size, I& index, F& low_weigh
     index = max(zero, min(low, seti(size > 1 ? (int32_t)size - 2 : 0)));
 }
 
-// False if one of the first `lanes` samples lies in a block that is absent.
-static inline bool locate(const Field& f, const Points& p, int64_t start, int lanes, Group& g) {
-    I ray = load(p.ray + start, lanes) * seti(6);
-    F t = load(p.t + start, lanes);
+// Samples t of rays; false if one of the first `lanes` of them lies in a block that is absent.
+static inline bool locate(const Field& f, const float* rays, I ray, F t, int lanes, Group& g) {
+    const I place = ray * seti(6);
     for (int axis = 0; axis < 3; axis++) {
-        F position = t * gather(p.rays + 3 + axis, ray) + gather(p.rays + axis, ray);
+        F position = t * gather(rays + 3 + axis, place) + gather(rays + axis, place);
         g.coordinate[axis] = (position - set(f.low[axis])) * set(f.inverse[axis]) - set(1.0f);
     }
     g.exists = set(1.0f);

@@ -86,6 +86,7 @@ struct Kernels {
     bool (*density)(const Field&, const Points&, const float* basis, float* feature);  // false: a sample in an absent block
     bool (*appearance)(const Field&, const Points&, const float* basis, int outputs, float* products, float* features);
     int64_t (*composite)(const Composite&, float* weights, int64_t* coloured);  // how many are coloured
+    bool (*weigh)(const Field&, const Points&, const float* basis, const Composite&, float stop, float* weights, int64_t* coloured, int64_t* found);
     size_t (*decode_scratch)(const Decoder&);
     void (*decode)(const Decoder&, float* rgb);
 };

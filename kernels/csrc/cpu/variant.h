@@ -15,6 +15,6 @@
 
 const landmark::Kernels landmark::LANDMARK_JOIN(kernels_, LANDMARK_VARIANT) = {
     LANDMARK_TEXT(LANDMARK_VARIANT),  LANDMARK_VARIANT::march_groups, LANDMARK_VARIANT::march,          LANDMARK_VARIANT::field_scratch,
-    LANDMARK_VARIANT::density,        LANDMARK_VARIANT::appearance,   LANDMARK_VARIANT::composite,      LANDMARK_VARIANT::decode_scratch,
-    LANDMARK_VARIANT::decode,
+    LANDMARK_VARIANT::density,        LANDMARK_VARIANT::appearance,   LANDMARK_VARIANT::composite,      LANDMARK_VARIANT::weigh,
+    LANDMARK_VARIANT::decode_scratch, LANDMARK_VARIANT::decode,
 };
