@@ -13,6 +13,8 @@ from torch import Tensor
 from . import reference
 from .library import NAMESPACE
 
+_ops = torch.ops.landmark_batch
+
 STOP = 1e-7  # transmittance below which float32 sums of weights no longer change
 
 SCHEMA = (
@@ -50,7 +52,7 @@ def weigh(
     """
     if delta.shape != t.shape or delta.dtype != torch.float32:
         raise ValueError(f"delta is {delta.dtype} {list(delta.shape)}, not float32 {list(t.shape)}")
-    weights, coloured = torch.ops.landmark_batch.weigh(
+    weights, coloured = _ops.weigh(
         rays,
         ray,
         t,
@@ -73,7 +75,7 @@ def weigh(
     return weights, coloured
 
 
-def _reference_weigh(
+def reference_weigh(
     rays: Tensor,
     ray: Tensor,
     t: Tensor,
@@ -93,7 +95,7 @@ def _reference_weigh(
     threshold: float,
     stop: float,
 ) -> tuple[Tensor, Tensor]:
-    """Without the early stop: `stop` is not looked at."""
+    """The op in plain torch, without the early stop: `stop` is not looked at."""
     feature = reference.density(rays, ray, t, box, division, slots, planes, lines, resolutions, basis)
     return reference.composite(feature, ray, delta, count, activation, shift, nonlinear, scale, threshold)
 
@@ -104,5 +106,5 @@ def _shapes(rays: Tensor, ray: Tensor, t: Tensor, *_: object) -> tuple[Tensor, T
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _library.define(SCHEMA)
-_library.impl("weigh", _reference_weigh, "CompositeExplicitAutograd")
+_library.impl("weigh", reference_weigh, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::weigh", _shapes, lib=_library)

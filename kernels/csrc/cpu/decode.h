@@ -36,12 +36,14 @@ static void decode(const Decoder& d, float* rgb) {
         const int size = d.count - start < TILE ? (int)(d.count - start) : TILE;
         for (int s = 0; s < TILE; s += LANES) {
             const int lanes = size - s < 0 ? 0 : size - s < LANES ? size - s : LANES;
-            // samples beyond the last repeat it
-            I sample = min(counting() + seti(s), seti(size - 1));
-            const float* features = d.features + start * d.inputs;
-            I place = sample * seti(d.inputs);
-            for (int c = 0; c < d.inputs; c++) store(input + c * TILE + s, gather(features + c, place));
-            I ray = load(d.ray + start + s - (lanes ? 0 : s), lanes) * seti(6);
+            for (int c = 0; c < d.inputs; c += LANES) {
+                const int n = d.inputs - c < LANES ? d.inputs - c : LANES;
+                F block[LANES];  // samples beyond the last are 0
+                for (int i = 0; i < LANES; i++) block[i] = i < lanes ? load(d.features + (start + s + i) * d.inputs + c, n) : set(0.0f);
+                transpose(block);
+                for (int i = 0; i < n; i++) store(input + (c + i) * TILE + s, block[i]);
+            }
+            const I ray = load(d.ray + start + (lanes ? s : 0), lanes) * seti(6);
             for (int c = 0; c < view; c++) store(input + (d.inputs + c) * TILE + s, gather(d.rays + 3 + c, ray));
         }
         int column = d.inputs + view;

@@ -13,14 +13,11 @@ static inline void add_density(const R& reader, const Group& g, int lanes, const
         for (int i = 0; i < lanes; i++) sums8[i] = fma(reader.product8(g.row[i], i), weight, sums8[i]);
         return;
     }
-    for (int c = 0; c < reader.channels; c += LANES) {
-        const int n = reader.channels - c < LANES ? (int)reader.channels - c : LANES;
-        const F weight = basis ? load(basis + c, n) : set(1.0f);
-        if (n == LANES)
-            for (int i = 0; i < lanes; i++) sums[i] = fma(reader.product(g.row[i], i, c, LANES), weight, sums[i]);
-        else
-            for (int i = 0; i < lanes; i++) sums[i] = fma(reader.product(g.row[i], i, c, n), weight, sums[i]);
-    }
+    for (int i = 0; i < lanes; i++)
+        reader.products(g.row[i], i, [&](int c, F product, int n) {
+            if (basis) product = product * (n == LANES ? load(basis + c) : load(basis + c, n));
+            sums[i] = sums[i] + product;
+        });
 }
 
 // Density features of the first `lanes` samples of a group.
@@ -50,12 +47,9 @@ static bool density(const Field& f, const Points& p, const float* basis, float* 
 
 template <class R>
 static inline void store_products(const R& reader, const Group& g, int lanes, float* out, int64_t columns) {
-    for (int c = 0; c < reader.channels; c += LANES) {
-        const int n = reader.channels - c < LANES ? (int)reader.channels - c : LANES;
-        if (n == LANES)
-            for (int i = 0; i < lanes; i++) store(out + i * columns + c, reader.product(g.row[i], i, c, LANES));
-        else
-            for (int i = 0; i < lanes; i++) store(out + i * columns + c, reader.product(g.row[i], i, c, n), n);
+    for (int i = 0; i < lanes; i++) {
+        float* row = out + i * columns;
+        reader.products(g.row[i], i, [&](int c, F product, int n) { n == LANES ? store(row + c, product) : store(row + c, product, n); });
     }
 }
 

@@ -11,6 +11,7 @@ using landmark::Table;
 struct Place {  // of sixteen samples in one table
     alignas(64) int32_t texel[LANES], node[LANES];  // of the lower left texel, the lower node; the block's rows not counted
     alignas(64) float x0[LANES], x1[LANES], y0[LANES], y1[LANES], line0[LANES], line1[LANES];
+    alignas(64) float corner[4][LANES];  // products of the plane's weights: x0 y0, x1 y0, x0 y1, x1 y1
 };
 
 struct Group {  // of sixteen samples
@@ -78,11 +79,13 @@ static inline void find_places(const Field& f, const Group& g, Place* places) {
         const Table& table = f.tables[i];
         const int across = table.dim == 2 ? 1 : 0, down = table.dim == 0 ? 1 : 2, along = 2 - table.dim;
         I x, y, z;
-        F low, high;
-        neighbours(g.coordinate[across], table.width, x, low, high);
-        store(places[i].x0, low), store(places[i].x1, high);
+        F left, right, low, high;
+        neighbours(g.coordinate[across], table.width, x, left, right);
+        store(places[i].x0, left), store(places[i].x1, right);
         neighbours(g.coordinate[down], table.height, y, low, high);
         store(places[i].y0, low), store(places[i].y1, high);
+        store(places[i].corner[0], left * low), store(places[i].corner[1], right * low);
+        store(places[i].corner[2], left * high), store(places[i].corner[3], right * high);
         neighbours(g.coordinate[along], table.length, z, low, high);
         store(places[i].line0, low * g.exists), store(places[i].line1, high * g.exists);
         store(places[i].texel, y * seti((int32_t)table.width) + x);
@@ -109,27 +112,28 @@ struct Reader {
     inline const T* texel(int64_t row, int i) const { return plane + row * plane_row + place.texel[i] * channels; }
     inline const L* node(int64_t row, int i) const { return line + row * line_row + place.node[i] * channels; }
 
-    // plane * line of sample i, channels c .. c + n - 1, n <= 16
-    inline F product(int64_t row, int i, int c, int n) const {
-        const T* p = texel(row, i) + c;
-        const L* l = node(row, i) + c;
-        const F x0 = set(place.x0[i]), x1 = set(place.x1[i]), y0 = set(place.y0[i]), y1 = set(place.y1[i]);
+    // body(c, plane * line of sample i in channels c .. c + n - 1, n) for all channels, n <= 16
+    template <class Body>
+    inline void products(int64_t row, int i, const Body& body) const {
+        const T* p = texel(row, i);
+        const L* l = node(row, i);
+        const F w00 = set(place.corner[0][i]), w01 = set(place.corner[1][i]), w10 = set(place.corner[2][i]), w11 = set(place.corner[3][i]);
         const F w0 = set(place.line0[i]), w1 = set(place.line1[i]);
-        F texels, nodes;
-        if (n == LANES) {
-            texels = load(p) * (x0 * y0);
-            texels = fma(load(p + right), x1 * y0, texels);
-            texels = fma(load(p + above), x0 * y1, texels);
-            texels = fma(load(p + above + right), x1 * y1, texels);
-            nodes = fma(load(l + next), w1, load(l) * w0);
-        } else {
-            texels = load(p, n) * (x0 * y0);
-            texels = fma(load(p + right, n), x1 * y0, texels);
-            texels = fma(load(p + above, n), x0 * y1, texels);
-            texels = fma(load(p + above + right, n), x1 * y1, texels);
-            nodes = fma(load(l + next, n), w1, load(l, n) * w0);
+        int c = 0;
+        for (; c + LANES <= channels; c += LANES, p += LANES, l += LANES) {
+            F texels = load(p) * w00;
+            texels = fma(load(p + right), w01, texels);
+            texels = fma(load(p + above), w10, texels);
+            texels = fma(load(p + above + right), w11, texels);
+            body(c, texels * fma(load(l + next), w1, load(l) * w0), LANES);
         }
-        return texels * nodes;
+        const int n = (int)channels - c;
+        if (!n) return;
+        F texels = load(p, n) * w00;
+        texels = fma(load(p + right, n), w01, texels);
+        texels = fma(load(p + above, n), w10, texels);
+        texels = fma(load(p + above + right, n), w11, texels);
+        body(c, texels * fma(load(l + next, n), w1, load(l, n) * w0), n);
     }
     // all of eight channels, where texels have a right and nodes a next neighbour: both of a pair are one vector
     inline H product8(int64_t row, int i) const {

@@ -112,4 +112,15 @@ static inline void compress(float* p, M m, F x) {
     for (uint32_t left = bits(m); left; left &= left - 1) *p++ = lanes[__builtin_ctz(left)];
 }
 
+// Rows of sixteen floats -> their columns.
+static inline void transpose(F* r) {
+    float rows[16][16];
+    for (int i = 0; i < 16; i++) store(rows[i], r[i]);
+    for (int i = 0; i < 16; i++) {
+        float column[16];
+        for (int j = 0; j < 16; j++) column[j] = rows[j][i];
+        r[i] = load(column);
+    }
+}
+
 }  // namespace LANDMARK_VARIANT

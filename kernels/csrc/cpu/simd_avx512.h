@@ -94,4 +94,24 @@ static inline uint32_t bits(M a) { return a.v; }
 // The chosen lanes, packed, to p; may write all 16 places.
 static inline void compress(float* p, M m, F a) { _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m.v, a.v)); }
 
+// Rows of sixteen floats -> their columns.
+static inline void transpose(F* r) {
+    __m512 a[16];
+    for (int i = 0; i < 16; i += 2) {  // pairs, then fours, inside the quarters of a register
+        a[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v), a[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+    }
+    __m512 b[16];
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[i + j]), _mm512_castps_pd(a[i + 2 + j])));
+            b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[i + j]), _mm512_castps_pd(a[i + 2 + j])));
+        }
+    for (int j = 0; j < 4; j++) {  // quarters change places
+        const __m512 low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+        const __m512 high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88), last = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+        r[j].v = _mm512_shuffle_f32x4(low, high, 0x88), r[8 + j].v = _mm512_shuffle_f32x4(low, high, 0xdd);
+        r[4 + j].v = _mm512_shuffle_f32x4(odd, last, 0x88), r[12 + j].v = _mm512_shuffle_f32x4(odd, last, 0xdd);
+    }
+}
+
 }  // namespace LANDMARK_VARIANT
