@@ -70,7 +70,7 @@ def scene_request(job: RenderJob, device: str) -> RenderRequest:
         job=job,
         flight=flight,
         wanted=wanted,
-        settings=FrameSettings({"scene": digest, **settings.pixel_settings()}),
+        settings=FrameSettings({"scene": digest, "scene.plane_division": list(config.division), **settings.pixel_settings()}),
         spec=store_spec(job, flight),
         info=store_info(job, flight),
         device=device,
