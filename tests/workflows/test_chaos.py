@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from landmark_batch.cameras.paths import orbit_flight
@@ -15,7 +16,7 @@ from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.render import run_render
-from tests.workflows.conftest import BOX, InlineCluster, RenderProcess, executions, pixels
+from tests.workflows.conftest import BOX, InlineCluster, RenderProcess, executions, pixels, tree
 
 MakeJob = Callable[..., RenderJob]
 SIZE = ("cameras.width=64", "cameras.height=36", "sampling.samples=48", "output.chunk_frames=3", "output.depth=true")
@@ -38,6 +39,20 @@ def kill_at_random(run: RenderProcess, path: Path, most: int, dice: random.Rando
     run.kill()
 
 
+def kill_client_alone(run: RenderProcess, path: Path) -> None:
+    """Its workers have to notice and to end by themselves."""
+    while recorded(path) < 1 and run.process.poll() is None:
+        time.sleep(0.005)
+    workers = tree(run.process.pid)[1:]
+    assert len(workers) >= 2
+    run.process.kill()
+    run.process.communicate()
+    end = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) for pid in workers):
+        assert time.monotonic() < end, "workers outlive their client"
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(
     ("kills", "frames"),
     [pytest.param(3, 24), pytest.param(20, 60, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])],
@@ -54,7 +69,10 @@ def test_killed_at_random_instants(
     dice = random.Random(seed)
     before: dict[int, str] = {}
     for kill in range(kills):
-        kill_at_random(spawn(job), job.store_path, frames * (kill + 1) // (kills + 1), dice)
+        if kill == 0:
+            kill_client_alone(spawn(job), job.store_path)
+        else:
+            kill_at_random(spawn(job), job.store_path, frames * (kill + 1) // (kills + 1), dice)
         if not (job.store_path / "zarr.json").exists():
             continue
         finished = FrameStore.open(job.store_path).finished()

@@ -103,17 +103,6 @@ def test_ctrl_c_twice(make_job: MakeJob, spawn: Spawn) -> None:
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
 
 
-def test_workers_end_when_their_client_is_killed(make_job: MakeJob, spawn: Spawn) -> None:
-    job = make_job("output.chunk_frames=1", "sampling.samples=64", "cameras.width=64", "cameras.height=36")
-    run = spawn(job)
-    wait_for(lambda: recorded(job.store_path) >= 1)
-    pids = tree(run.process.pid)[1:]
-    assert len(pids) >= 2
-    run.process.kill()
-    run.process.communicate()
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
-
-
 @pytest.fixture
 def foreign_cluster(tmp_path: Path) -> Iterator[str]:
     """A scheduler and one worker that somebody else started."""
