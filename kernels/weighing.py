@@ -18,7 +18,7 @@ _ops = torch.ops.landmark_batch
 STOP = 1e-7  # transmittance below which float32 sums of weights no longer change
 
 SCHEMA = (
-    "weigh(Tensor rays, Tensor ray, Tensor t, Tensor delta, int count, float[] box, int[] division, Tensor? slots, Tensor[] planes,"
+    "(Tensor rays, Tensor ray, Tensor t, Tensor delta, int count, float[] box, int[] division, Tensor? slots, Tensor[] planes,"
     " Tensor[] lines, int resolutions, Tensor? basis, str activation, float shift, bool nonlinear, float scale, float threshold,"
     " float stop) -> (Tensor, Tensor)"
 )
@@ -104,7 +104,6 @@ def _shapes(rays: Tensor, ray: Tensor, t: Tensor, *_: object) -> tuple[Tensor, T
     return torch.empty_like(t), t.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_library.define(SCHEMA)
-_library.impl("weigh", reference_weigh, "CompositeExplicitAutograd")
-torch.library.register_fake(f"{NAMESPACE}::weigh", _shapes, lib=_library)
+torch.library.define(f"{NAMESPACE}::weigh", SCHEMA)
+torch.library.impl(f"{NAMESPACE}::weigh", "default", reference_weigh)
+torch.library.register_fake(f"{NAMESPACE}::weigh", _shapes)

@@ -18,14 +18,11 @@ from landmark_batch.kernels.toolchain import ToolchainError, find_toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
+OPS = ("march", "rays", "field", "compositing", "decoding", "weighing", "ops")  # the tests of the reference, tests/kernels/test_*.py
 SETS = {
-    "march": ["tests/kernels/compiled/check_march.py", "tests/kernels/test_march.py", "tests/kernels/test_rays.py"],
-    "field": ["tests/kernels/compiled/check_field.py", "tests/kernels/test_field.py"],
-    "weigh": ["tests/kernels/compiled/check_weigh.py", "tests/kernels/test_weighing.py"],
-    "shading": ["tests/kernels/compiled/check_shading.py", "tests/kernels/test_compositing.py", "tests/kernels/test_decoding.py"],
-    "schemas": ["tests/kernels/test_ops.py"],
-    "frames": ["tests/kernels/compiled/check_frames.py", "tests/model/test_exactness.py"],
-    "LandMark's frames": ["tests/model/test_reference_frames.py"],
+    "ops": [f"tests/kernels/compiled/check_{name}.py" for name in ("march", "field", "shading", "weigh")]
+    + [f"tests/kernels/test_{name}.py" for name in OPS],
+    "frames": ["tests/kernels/compiled/check_frames.py", "tests/model/test_exactness.py", "tests/model/test_reference_frames.py"],
 }
 
 
