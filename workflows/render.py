@@ -16,6 +16,7 @@ from landmark_batch.errors import ConfigError, LandmarkError, StoreError
 from landmark_batch.events import ChunkDone, ChunkFailed, Event, EventSink, JobDone, JobStarted, Preparing
 from landmark_batch.frames.adopt import adopt
 from landmark_batch.frames.definition import is_store
+from landmark_batch.frames.leftovers import remove_leftovers
 from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.resume import compare
 from landmark_batch.frames.store import FrameStore
@@ -277,6 +278,7 @@ class _Run:
 
     def _finish(self, store: FrameStore) -> RenderResult:
         self._refresh_done(store)
+        remove_leftovers(store.layout, sole=False)  # of workers that were killed
         record, wanted = self.record, self.request.wanted
         finished = store.finished()
         missing = tuple(frame for frame in wanted if frame not in finished)

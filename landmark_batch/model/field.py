@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from landmark_batch import kernels
+from landmark_batch.kernels.weighing import weigh
 from landmark_batch.model.sampling import Samples, flat_box
 from landmark_batch.scene.weights import SceneWeights
 
@@ -38,6 +40,25 @@ class Field:
         planes, lines = self._density
         return kernels.density(
             rays, samples.ray, samples.t, self._box, self._division, None, planes, lines, self._resolutions, self._basis_density
+        )
+
+    def weigh(self, rays: Tensor, samples: Samples, count: int, **composite: Any) -> tuple[Tensor, Tensor]:
+        """`kernels.composite` of `density` in one op: weights [M], indices [C] of the coloured samples. composite: its keywords."""
+        planes, lines = self._density
+        return weigh(
+            rays,
+            samples.ray,
+            samples.t,
+            samples.delta,
+            count,
+            self._box,
+            self._division,
+            None,
+            planes,
+            lines,
+            self._resolutions,
+            self._basis_density,
+            **composite,
         )
 
     def appearance(self, rays: Tensor, samples: Samples) -> Tensor:

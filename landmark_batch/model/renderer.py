@@ -22,7 +22,7 @@ from landmark_batch.model.settings import RenderSettings
 from landmark_batch.model.tiles import Tile, frame_tiles, tile_side
 from landmark_batch.scene.weights import SceneWeights
 
-STAGES = ("rays", "march", "density", "composite", "appearance", "decode", "accumulate")
+STAGES = ("rays", "march", "weigh", "appearance", "decode", "accumulate")
 
 
 class TileOutput:
@@ -119,12 +119,9 @@ class Renderer:
             _lap(clock, "rays")
             samples = self._sampler.march(rays)
             _lap(clock, "march")
-            feature = self._field.density(rays, samples)
-            _lap(clock, "density")
-            weights, coloured = kernels.composite(
-                feature,
-                samples.ray,
-                samples.delta,
+            weights, coloured = self._field.weigh(
+                rays,
+                samples,
                 tile.rays,
                 activation=config.activation,
                 shift=config.density_shift,
@@ -132,7 +129,7 @@ class Renderer:
                 scale=settings.distance_scale,
                 threshold=config.weight_threshold,
             )
-            _lap(clock, "composite")
+            _lap(clock, "weigh")
             seen = samples.select(coloured)
             features = self._field.appearance(rays, seen)
             _lap(clock, "appearance")

@@ -104,7 +104,7 @@ def test_counters_and_stages() -> None:
     counters = output.counters
     assert counters["rays"] == WIDTH * HEIGHT and counters["samples"] == WIDTH * HEIGHT * 24
     assert counters["samples"] > counters["survived"] > counters["coloured"] > 0
-    assert set(output.stages) == {"rays", "march", "density", "composite", "appearance", "decode", "accumulate"}
+    assert set(output.stages) == {"rays", "march", "weigh", "appearance", "decode", "accumulate"}
     assert all(seconds > 0 for seconds in output.stages.values())
 
 
