@@ -92,7 +92,10 @@ def tree(pid: int) -> list[int]:
         return []
 
 
-SCRIPT = """
+SCRIPT = """\
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it for all
 import json, sys
 from pathlib import Path
 from landmark_batch.job import job_from_dict

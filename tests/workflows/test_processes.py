@@ -91,7 +91,7 @@ def inline_pixels(make_job: MakeJob, tmp_path: Path, request: pytest.FixtureRequ
 
 def test_ctrl_c_twice(make_job: MakeJob, spawn: Spawn) -> None:
     """SIGINT to the whole process group, as a terminal sends it: workers do not see it, and the second one ends all at once."""
-    job = make_job("output.chunk_frames=1", "sampling.samples=512", "cameras.width=256", "cameras.height=144")
+    job = make_job("output.chunk_frames=1", "sampling.samples=128", "cameras.width=128", "cameras.height=72")
     run = spawn(job)
     wait_for(lambda: recorded(job.store_path) >= 2)
     pids = tree(run.process.pid)
