@@ -98,7 +98,7 @@ def shade_takes(channels: int, tables: int, dtype: torch.dtype, app_dim: int, wi
 def pack_shade(basis: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Decoder matrices in the order `shade` multiplies them, fp16 core matrices, and its biases [264] float32.
 
-    basis [27, tables * 48]; weights [128, 147], [128, 128], [3, 128] with the appearance folded into biases[0]. Input columns are
+    basis [27, tables * 48]; weights [128, 150], [128, 128], [3, 128] with the appearance folded into biases[0]. Input columns are
     rearranged into groups of 32: features, sin of both octaves, cos of both; then 16 of the view direction.
     """
     device = basis.device
