@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from landmark_batch.cameras.flight import Flight
 
 _HEX = frozenset("0123456789abcdef")
+_UNSAID = {"parallel.tensor_parallel": 1}  # settings that are left out where they have this value
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def _show(value: Any) -> str:
 def settings_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """['sampling.samples 256 → 128', 'scene content changed', ...], sorted by key; empty if nothing differs."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
+    for key, value in _UNSAID.items():
+        if key in before or key in after:
+            before.setdefault(key, value)
+            after.setdefault(key, value)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if key not in after:

@@ -16,35 +16,54 @@ CUDA_CHUNK_BYTES = 2**30
 
 
 def estimate_memory(
-    config: SceneConfig, settings: RenderSettings, width: int, height: int, *, device: str = "cpu", threads: int = 1
+    config: SceneConfig,
+    settings: RenderSettings,
+    width: int,
+    height: int,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    tensor_parallel: int = 1,
 ) -> int:
     """Bytes that a worker holds on its device while it renders: the scene, a frame and the tiles in flight.
 
     A tile is taken at its worst: every sample survives and is coloured. A mask usually leaves a tenth. The interpreter and torch
-    themselves (about 300 MB, on a GPU its context) come on top. threads: of a CPU worker.
+    themselves (about 300 MB, on a GPU its context) come on top. threads: of a CPU worker. tensor_parallel: ranks that share the
+    scene's channels; then of one of them.
     """
     return (
-        scene_memory(config, settings)
+        scene_memory(config, settings, tensor_parallel=tensor_parallel)
         + width * height * 5 * 4 * 2
-        + batch_memory(config, settings, width, height, device=device, threads=threads)
+        + batch_memory(config, settings, width, height, device=device, threads=threads, tensor_parallel=tensor_parallel)
     )
 
 
-def scene_memory(config: SceneConfig, settings: RenderSettings) -> int:
+def scene_memory(config: SceneConfig, settings: RenderSettings, *, tensor_parallel: int = 1) -> int:
     """Bytes of planes and lines in the settings' precision, the decoder, and the mask as the march reads it."""
     element = 2 if settings.precision == "fp16" else 4
     mask = 0
     if config.mask_size is not None:
         mask = math.prod(config.mask_size) + math.prod(n + 3 for n in config.mask_size) * 8 // 7
-    return config.grid_parameters() * element + config.decoder_parameters() * 4 + mask
+    return config.grid_parameters(tensor_parallel) * element + config.decoder_parameters(tensor_parallel) * 4 + mask
 
 
-def batch_memory(config: SceneConfig, settings: RenderSettings, width: int, height: int, *, device: str = "cpu", threads: int = 1) -> int:
-    """Bytes of all tiles in flight at once."""
+def batch_memory(
+    config: SceneConfig,
+    settings: RenderSettings,
+    width: int,
+    height: int,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    tensor_parallel: int = 1,
+) -> int:
+    """Bytes of all tiles in flight at once. Ranks that share channels hold two a thread: one is summed while the next is marched."""
     columns, rows = tile_side(settings.samples, device)
     rays = min(columns, width) * min(rows, height)
     samples = rays * settings.samples
     tile = samples * max(MARCH_BYTES, SURVIVOR_BYTES, COLOURED_BYTES + 4 * config.app_dim)
+    if tensor_parallel > 1:  # partial sums that go out and those that come in, of one tile beside the other
+        tile = 2 * (tile + samples * 2 * 4 * (1 + config.app_dim))
     if device != "cpu":
         return tile + CUDA_CHUNK_BYTES
     if settings.rays_per_batch:

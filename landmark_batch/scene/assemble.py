@@ -16,6 +16,7 @@ from landmark_batch.scene.geometry import BASIS, BASIS_DENSITY, EMBEDDING, MLP_L
 from landmark_batch.scene.kwargs import CheckpointSettings, division_of_args, read_settings
 from landmark_batch.scene.layout import COMPANIONS, SceneFiles, shorten
 from landmark_batch.scene.mask import mask_shape, read_mask
+from landmark_batch.scene.shard import WHOLE, ChannelShard, cut_columns
 from landmark_batch.scene.tensors import State, grid
 from landmark_batch.scene.unpickle import read_torch_file
 from landmark_batch.scene.weights import SceneConfig, SceneWeights
@@ -147,18 +148,26 @@ def divide_block(files: SceneFiles, first: OpenCheckpoint, asked: Division | Non
     raise division_error(message, fitting, "set scene.plane_division to the blocks along x and y")
 
 
-def read_weights(files: SceneFiles, first: OpenCheckpoint, config: SceneConfig, notes: list[str]) -> SceneWeights:
-    """Copy every tensor, one at a time. Raises CheckpointError (NaN or Inf, blocks that do not match, mask)."""
+def read_weights(
+    files: SceneFiles, first: OpenCheckpoint, config: SceneConfig, notes: list[str], shard: ChannelShard | None = None
+) -> SceneWeights:
+    """Copy every tensor, one at a time; of planes and lines only the channels of `shard`.
+
+    Raises CheckpointError (NaN or Inf, blocks that do not match, mask).
+    """
     mask = read_mask(first.content, first.path)
-    geometry = first.geometry
-    blocks = config.blocks
-    density_pads = _pads(geometry.density_channels, config.density_channels, geometry)
-    app_pads = _pads(geometry.appearance_channels, config.appearance_channels, geometry)
+    geometry, share = first.geometry, shard or WHOLE
+    blocks, resolutions = config.blocks, len(config.resolutions)
+    density, appearance = share.span(config.density_channels), share.span(config.appearance_channels)
+    density_pads = _pads(geometry.density_channels, density, resolutions)
+    app_pads = _pads(geometry.appearance_channels, appearance, resolutions)
     target = Grids(
-        density_planes=[grid(blocks, size, config.density_channels, pad) for size, pad in zip(geometry.planes, density_pads, strict=True)],
-        density_lines=[grid(blocks, (n,), config.density_channels, pad) for n, pad in zip(geometry.lines, density_pads, strict=True)],
-        app_planes=[grid(blocks, size, config.appearance_channels, pad) for size, pad in zip(geometry.planes, app_pads, strict=True)],
-        app_lines=[grid(blocks, (n,), config.appearance_channels, pad) for n, pad in zip(geometry.lines, app_pads, strict=True)],
+        density_planes=[grid(blocks, size, density[2], pad) for size, pad in zip(geometry.planes, density_pads, strict=True)],
+        density_lines=[grid(blocks, (n,), density[2], pad) for n, pad in zip(geometry.lines, density_pads, strict=True)],
+        app_planes=[grid(blocks, size, appearance[2], pad) for size, pad in zip(geometry.planes, app_pads, strict=True)],
+        app_lines=[grid(blocks, (n,), appearance[2], pad) for n, pad in zip(geometry.lines, app_pads, strict=True)],
+        density=slice(*density[:2]),
+        appearance=slice(*appearance[:2]),
     )
     decoder = _decoder(first)
     if files.kind == "subs":
@@ -168,39 +177,61 @@ def read_weights(files: SceneFiles, first: OpenCheckpoint, config: SceneConfig, 
             del part
     else:
         target.fill(first.state, slice(0, blocks), stacked=geometry.stacked)
+    basis = _pad_columns(decoder[BASIS], geometry.appearance_channels, config.appearance_channels, resolutions)
+    basis_density = decoder.get(BASIS_DENSITY)
+    if basis_density is not None:
+        basis_density = _pad_columns(basis_density, geometry.density_channels, config.density_channels, resolutions)
+        basis_density = cut_columns(basis_density, config.density_channels, share)
     return SceneWeights(
         config=config,
         density_planes=tuple(target.density_planes),
         density_lines=tuple(target.density_lines),
         app_planes=tuple(target.app_planes),
         app_lines=tuple(target.app_lines),
-        basis_mat=_pad_columns(decoder[BASIS], geometry.appearance_channels, config.appearance_channels, len(config.resolutions)),
-        basis_density=_pad_columns(decoder[BASIS_DENSITY], geometry.density_channels, config.density_channels, len(config.resolutions))
-        if BASIS_DENSITY in decoder
-        else None,
+        basis_mat=cut_columns(basis, config.appearance_channels, share),
+        basis_density=basis_density,
         embedding=decoder.get(EMBEDDING),
         mlp_weights=(decoder["mlp.0.weight"], decoder["mlp.2.weight"], decoder["mlp.4.weight"]),
         mlp_biases=(decoder.get("mlp.0.bias"), decoder.get("mlp.2.bias"), decoder.get("mlp.4.bias")),
         mask=mask,
         warnings=tuple(notes),
+        shard=shard,
     )
 
 
 @dataclass(frozen=True)
 class Grids:
-    """Planes [B, h, w, C] and lines [B, n, C] of a scene, to be filled."""
+    """Planes [B, h, w, C] and lines [B, n, C] of a scene, to be filled. density, appearance: the channels of the files that go in."""
 
     density_planes: list[Tensor]
     density_lines: list[Tensor]
     app_planes: list[Tensor]
     app_lines: list[Tensor]
+    density: slice
+    appearance: slice
 
     def fill(self, state: State, blocks: slice, *, stacked: bool) -> None:
         """Copy one file's grids into these blocks."""
-        for kind, planes, lines in (("density", self.density_planes, self.density_lines), ("app", self.app_planes, self.app_lines)):
+        for kind, planes, lines, channels in (
+            ("density", self.density_planes, self.density_lines, self.density),
+            ("app", self.app_planes, self.app_lines, self.appearance),
+        ):
             for level in range(len(planes)):
-                state.plane_into(f"{kind}_plane.{level}", planes[level][blocks], stacked)
-                state.line_into(f"{kind}_line.{level}", lines[level][blocks])
+                state.plane_into(f"{kind}_plane.{level}", planes[level][blocks], stacked, channels)
+                state.line_into(f"{kind}_line.{level}", lines[level][blocks], channels)
+
+
+def grids_of(weights: SceneWeights) -> Grids:
+    """The grids of a scene or of a channel share, to be filled anew in place."""
+    share = weights.shard or WHOLE
+    return Grids(
+        list(weights.density_planes),
+        list(weights.density_lines),
+        list(weights.app_planes),
+        list(weights.app_lines),
+        slice(*share.span(weights.config.density_channels)[:2]),
+        slice(*share.span(weights.config.appearance_channels)[:2]),
+    )
 
 
 def check_same_block(part: OpenCheckpoint, config: SceneConfig, scene: Path) -> None:
@@ -244,9 +275,10 @@ def _decoder(part: OpenCheckpoint) -> dict[str, Tensor]:
     return {short: part.state.dense(name) for short, name in names.items()}
 
 
-def _pads(channels: tuple[int, ...], most: int, geometry: Geometry) -> list[bool]:
-    """For each level, whether its channels are fewer than the most (they are filled up with zeros, which add nothing)."""
-    return [count < most for count in channels for _ in geometry.resolutions]
+def _pads(channels: tuple[int, ...], span: tuple[int, int, int], resolutions: int) -> list[bool]:
+    """For each level, whether fewer of its channels lie in the span than are held (zeros fill them up, which add nothing)."""
+    start, stop, width = span
+    return [min(stop, count) - start < width for count in channels for _ in range(resolutions)]
 
 
 def _pad_columns(matrix: Tensor, channels: tuple[int, ...], most: int, resolutions: int) -> Tensor:

@@ -9,21 +9,28 @@ from landmark_batch.scene.assemble import configure, open_checkpoint, read_weigh
 from landmark_batch.scene.edit import apply_edit, check_edit
 from landmark_batch.scene.layout import find_scene_files
 from landmark_batch.scene.mask import read_mask
+from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.weights import SceneConfig, SceneWeights, scene_bytes
 
 
 def load_scene(
-    path: Path, *, plane_division: tuple[int, int] | None = None, edit: str | None = None, edit_block: int | None = None
+    path: Path,
+    *,
+    plane_division: tuple[int, int] | None = None,
+    edit: str | None = None,
+    edit_block: int | None = None,
+    shard: ChannelShard | None = None,
 ) -> SceneWeights:
     """Read a LandMark scene onto the CPU in float32, channels last.
 
     path: a sequential .th, a -merged-stack.th, one of its companions (its partner is read), one -sub{b}.th (that block alone, in
     its own part of the box), or a directory with all -sub{b}.th of a training (what LandMark's merge would give, without it).
     plane_division: blocks along x and y; default the checkpoint's own. edit: 'reset', 'new' or 'remove' with the block to
-    exchange (default the only one that has such a file): LandMark's edit mode.
+    exchange (default the only one that has such a file): LandMark's edit mode. shard: read only that share of the channels of planes
+    and lines, for one rank of a tensor-parallel group; NaN and Inf are then looked for in the share alone.
 
-    Memory: tensors are read one by one from a memory-mapped file, so the peak is the scene in float32 plus file pages that the
-    system may drop; a file in torch's format from before 1.6 is read whole: its size plus the scene.
+    Memory: tensors are read one by one from a memory-mapped file, so the peak is the scene (or its share) in float32 plus file pages that
+    the system may drop; a file in torch's format from before 1.6 is read whole: its size plus the scene.
     Raises CheckpointError naming the file, the value and the remedy.
     """
     _check_edit_block(path, edit, edit_block)
@@ -31,13 +38,15 @@ def load_scene(
     first = open_checkpoint(files.paths[0], files)
     config, notes = configure(files, first, plane_division)
     try:
-        weights = read_weights(files, first, config, notes)
+        weights = read_weights(files, first, config, notes, shard)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
+        what = "the scene" if shard is None else f"share {shard.rank + 1} of {shard.size} of the scene"
+        need = scene_bytes(config, shares=1 if shard is None else shard.size) / 2**30
         raise CheckpointError(
-            f"{files.paths[0]}: the scene needs {scene_bytes(config) / 2**30:.1f} GiB in float32, which this machine does not give",
-            remedy="render on a machine with more memory",
+            f"{files.paths[0]}: {what} needs {need:.1f} GiB in float32, which this machine does not give",
+            remedy="render on a machine with more memory, or set parallel.tensor_parallel to share the scene among more workers",
         ) from error
     return weights if edit is None else apply_edit(weights, files, edit, edit_block)
 

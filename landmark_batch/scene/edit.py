@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.assemble import Grids, check_same_block, open_checkpoint
+from landmark_batch.scene.assemble import check_same_block, grids_of, open_checkpoint
 from landmark_batch.scene.layout import SceneFiles, sub_path
 from landmark_batch.scene.mask import read_volume
 from landmark_batch.scene.weights import AlphaMask, SceneConfig, SceneWeights
@@ -59,13 +59,15 @@ def check_edit(config: SceneConfig, files: SceneFiles, edit: str, block: int | N
 
 
 def apply_edit(weights: SceneWeights, files: SceneFiles, edit: str, block: int | None) -> SceneWeights:
-    """Exchange one block's planes and lines (in place) and the mask (its box stays). Raises CheckpointError."""
+    """Exchange one block's planes and lines (in place) and the mask (its box stays), of a scene or of a channel share.
+
+    Raises CheckpointError.
+    """
     config = weights.config
     found = check_edit(config, files, edit, block)
     part = open_checkpoint(found.weights, SceneFiles("sub", (found.weights,), files.stem, block=found.block))
     check_same_block(part, config, files.paths[0])
-    grids = Grids(list(weights.density_planes), list(weights.density_lines), list(weights.app_planes), list(weights.app_lines))
-    grids.fill(part.state, slice(found.block, found.block + 1), stacked=False)
+    grids_of(weights).fill(part.state, slice(found.block, found.block + 1), stacked=False)
     mask = weights.mask
     if mask is not None:
         z, y, x = mask.volume.shape

@@ -12,6 +12,7 @@ from landmark_batch.errors import CheckpointError
 from landmark_batch.scene.geometry import clean_keys
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+ALL = slice(None)
 _AGAIN = "export the checkpoint again from its training"
 
 
@@ -50,18 +51,21 @@ class State:
         check_finite(result, self.path, self.names[name])
         return result
 
-    def plane_into(self, name: str, out: Tensor, stacked: bool) -> None:
-        """Copy (1, C, h, w), or (1, C, B, h, w) when stacked, into out [B, h, w, >=C], whose further channels stay as they are."""
-        source = self.take(name)[0]
-        channels = source.shape[0]
+    def plane_into(self, name: str, out: Tensor, stacked: bool, channels: slice = ALL) -> None:
+        """Copy (1, C, h, w), or (1, C, B, h, w) when stacked, into out [B, h, w, >=C], whose further channels stay as they are.
+
+        channels: of the C, no other is read.
+        """
+        source = self.take(name)[0][channels]
+        count = source.shape[0]
         for block in range(out.shape[0]):
             part = source[:, block] if stacked else source
-            out[block, :, :, :channels].copy_(part.permute(1, 2, 0))
+            out[block, :, :, :count].copy_(part.permute(1, 2, 0))
             check_finite(out[block], self.path, self.names[name])
 
-    def line_into(self, name: str, out: Tensor) -> None:
-        """Copy (1, C, n, B) into out [B, n, >=C], whose further channels stay as they are."""
-        source = self.take(name)[0]
+    def line_into(self, name: str, out: Tensor, channels: slice = ALL) -> None:
+        """Copy (1, C, n, B) into out [B, n, >=C], whose further channels stay as they are. channels: of the C, no other is read."""
+        source = self.take(name)[0][channels]
         out[:, :, : source.shape[0]].copy_(source.permute(2, 1, 0))
         check_finite(out, self.path, self.names[name])
 

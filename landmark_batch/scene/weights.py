@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from landmark_batch.scene.shard import ChannelShard
+
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]  # (min xyz, max xyz), scene units
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # of dim d: columns w run along the first, rows h along the second
 LINE_AXES = (2, 1, 0)
@@ -72,19 +74,19 @@ class SceneConfig:
             for res in self.resolutions
         ]
 
-    def grid_parameters(self) -> int:
-        """Numbers in planes and lines of all blocks."""
-        channels = self.density_channels + self.appearance_channels
+    def grid_parameters(self, shares: int = 1) -> int:
+        """Numbers in planes and lines of all blocks; of one of `shares` channel shares, its padding counted."""
+        channels = -(-self.density_channels // shares) + -(-self.appearance_channels // shares)
         return sum((h * w + n) * channels for h, w, n in self.level_sizes()) * self.blocks
 
-    def decoder_parameters(self) -> int:
-        """Numbers in basis, embedding and colour MLP."""
+    def decoder_parameters(self, shares: int = 1) -> int:
+        """Numbers in basis, embedding and colour MLP; with the columns of one of `shares` channel shares in the basis."""
         levels = self.ndims * len(self.resolutions)
         view = 3 + 6 * self.view_pe if self.view_pe >= 0 else 0
         width = self.app_dim * (1 + 2 * self.fea_pe) + self.embedding_channels + view
-        count = self.app_dim * self.appearance_channels * levels + self.embedding_rows * self.embedding_channels
+        count = self.app_dim * -(-self.appearance_channels // shares) * levels + self.embedding_rows * self.embedding_channels
         count += self.feature_width * (width + self.feature_width + 3)
-        count += self.density_channels * levels if self.nonlinear_density else 0
+        count += -(-self.density_channels // shares) * levels if self.nonlinear_density else 0
         return count + (2 * self.feature_width + 3 if self.bias else 0)
 
 
@@ -98,10 +100,13 @@ def literal(text: str | None) -> Any:
         return text
 
 
-def scene_bytes(config: SceneConfig, *, grid_element: int = 4) -> int:
-    """Bytes of a scene in memory: planes and lines of `grid_element` bytes a number, the decoder in float32, the mask a byte a voxel."""
+def scene_bytes(config: SceneConfig, *, grid_element: int = 4, shares: int = 1) -> int:
+    """Bytes of a scene in memory: planes and lines of `grid_element` bytes a number, the decoder in float32, the mask a byte a voxel.
+
+    shares: of one of so many channel shares.
+    """
     mask = math.prod(config.mask_size) if config.mask_size else 0
-    return config.grid_parameters() * grid_element + config.decoder_parameters() * 4 + mask
+    return config.grid_parameters(shares) * grid_element + config.decoder_parameters(shares) * 4 + mask
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,8 @@ class SceneWeights:
     Rows h run along the plane's second coordinate (y for dim 0), columns w along its first (x).
     basis_mat: [app_dim, Ca*R*ndims];  basis_density: [1, Cd*R*ndims] or None;  embedding: [rows, 48] or None.
     mlp_weights: three [out, in];  mlp_biases: three [out] or None each.
+    shard: the channel share that planes, lines and bases hold, C, Ca and Cd then being its padded widths; None for all channels.
+    config is that of the whole scene.
     """
 
     config: SceneConfig
@@ -134,3 +141,4 @@ class SceneWeights:
     mlp_biases: tuple[Tensor | None, Tensor | None, Tensor | None]
     mask: AlphaMask | None
     warnings: tuple[str, ...] = field(default=())
+    shard: ChannelShard | None = None

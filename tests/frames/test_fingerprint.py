@@ -88,6 +88,8 @@ def test_differences_in_words() -> None:
     assert settings_difference(old, old) == []
     assert settings_difference({"scene": {"digest": "a" * 64}}, {"scene": {"digest": "b" * 64}}) == ["scene content changed"]
     assert settings_difference({"m": {}}, {"m": {"k": 1}}) == ["m {} → not set", "m.k not set → 1"]
+    assert settings_difference({}, {"parallel.tensor_parallel": 2}) == ["parallel.tensor_parallel 1 → 2"]
+    assert settings_difference({"parallel.tensor_parallel": 4}, {}) == ["parallel.tensor_parallel 4 → 1"]
 
 
 def test_flight_digest_covers_what_the_store_keeps() -> None:

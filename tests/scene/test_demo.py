@@ -24,6 +24,7 @@ from landmark_batch.scene.city_light import light
 from landmark_batch.scene.city_scene import block_nodes, city_of
 from landmark_batch.scene.demo import DemoFiles, write_demo
 from landmark_batch.scene.weights import SceneWeights
+from tests.factories import RUNTIME
 
 BLOCKS, FINE = (2, 1), 160
 
@@ -102,7 +103,7 @@ def test_no_seam_between_blocks(scene: SceneWeights) -> None:
 
 def test_pictures_show_the_city(files: DemoFiles, scene: SceneWeights) -> None:
     """Looking down, every pixel hits the surface that was drawn, in the colour it was drawn in: no holes, no leaks."""
-    job = load_job(files.job, ["sampling.samples=320"])
+    job = load_job(files.job, ["sampling.samples=320", f"model.runtime={RUNTIME}"])
     renderer = Renderer(scene, resolve_settings(job, scene.config), "cpu")
     spec, city = demo.SIZES["small"], city_of(BLOCKS, demo.SIZES["small"], 0)
     x, y = list(block_nodes(city, BLOCKS, spec.side, FINE))[1]
@@ -127,7 +128,7 @@ def test_pictures_show_the_city(files: DemoFiles, scene: SceneWeights) -> None:
 
 
 def test_flight_frames_are_cheap_and_full(files: DemoFiles, scene: SceneWeights) -> None:
-    job = load_job(files.job)
+    job = load_job(files.job, [f"model.runtime={RUNTIME}"])
     flight = flight_of_job(job)
     renderer = Renderer(scene, resolve_settings(job, scene.config), "cpu")
     counters = dict.fromkeys(("rays", "survived", "coloured"), 0)
