@@ -1,0 +1,275 @@
+"""What rank processes do in tests."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from landmark_batch.errors import CameraError, GroupError
+from landmark_batch.kernels import build
+from landmark_batch.model import tiles
+from landmark_batch.model.fused import FusedRenderer
+from landmark_batch.model.renderer import Renderer
+from landmark_batch.parallel.group import Membership, RenderGroup, Rendezvous
+from landmark_batch.parallel.renderer import GroupRenderer
+from landmark_batch.parallel.shape import GroupShape
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.shard import ChannelShard, shard_weights
+from landmark_batch.scene.weights import AlphaMask, SceneWeights
+from tests.factories import make_scene
+from tests.model.conftest import POSES, settings_for
+from tests.model.test_reference_frames import read_frames, settings_of
+
+HOST = "127.0.0.1"
+_kept: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scene of the factories, settings, frames (pose, width, height). tile: CPU_SAMPLES, small to have many tiles."""
+
+    scene: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    frames: tuple[tuple[str, int, int], ...] = (("oblique", 37, 29),)
+    tile: int = 2**12
+    threads: int = 1
+    runtime: str = "torch"
+    device: str = "cpu"
+
+
+def lens_of(width: int, height: int) -> tuple[float, float, float, float]:
+    return width * 0.7, width * 0.7, width / 2, height / 2
+
+
+def open_rendezvous(timeout: float = 30.0) -> int:
+    torch.set_num_threads(1)
+    _kept["rendezvous"] = Rendezvous.open(HOST, timeout)
+    return int(_kept["rendezvous"].port)
+
+
+def join(
+    rank: int, port: int, shape: GroupShape, epoch: int, patience: float, timeout: float = 60, idle: float = 120, device: str = "cpu"
+) -> None:
+    """Form a group and keep it."""
+    torch.set_num_threads(1)
+    place = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    if rank == 0:
+        assert _kept["rendezvous"].port == port
+    _kept["group"] = RenderGroup.form(
+        Membership("tests", "g0", epoch, rank, shape),
+        HOST,
+        port,
+        device=place,
+        rendezvous_timeout=patience,
+        timeout=timeout,
+        idle_timeout=idle,
+        rendezvous=_kept["rendezvous"] if rank == 0 else None,
+    )
+
+
+def leave(rank: int) -> None:
+    _kept.pop("group").close()
+
+
+def scene_of(case: Case) -> SceneWeights:
+    return make_scene(**case.scene)
+
+
+def share_of(weights: SceneWeights, rank: int, shape: GroupShape) -> SceneWeights:
+    return shard_weights(weights, ChannelShard(shape.tensor_index(rank), shape.tensor)) if shape.tensor > 1 else weights
+
+
+def renderer_of(rank: int, case: Case, weights: SceneWeights | None = None) -> GroupRenderer:
+    group: RenderGroup = _kept["group"]
+    tiles.CPU_SAMPLES = case.tile
+    weights = scene_of(case) if weights is None else weights
+    settings = replace(settings_for(weights.config, **case.settings), runtime=case.runtime)
+    place = torch.device(case.device, rank) if case.device == "cuda" else torch.device(case.device)
+    return GroupRenderer(group, share_of(weights, rank, group.membership.shape), settings, place, threads=case.threads)
+
+
+def render(rank: int, cases: list[Case]) -> list[list[tuple[dict[str, NDArray[np.float32]], dict[str, int]]]]:
+    """All frames of all cases, on the leader; the others serve."""
+    results = []
+    for case in cases:
+        renderer = renderer_of(rank, case)
+        frames = []
+        if rank == 0:
+            for name, width, height in case.frames:
+                output = renderer.render(POSES[name], lens_of(width, height), width, height)
+                frames.append((output.numpy(), output.counters))
+        else:
+            renderer.serve()
+        renderer.close()
+        results.append(frames)
+    return results
+
+
+def render_wrong_poses(rank: int, case: Case) -> list[str]:
+    """Poses that no rank can render, then one that all can."""
+    renderer = renderer_of(rank, case)
+    if rank:
+        renderer.serve()
+        return []
+    good, told = POSES["above"], []
+    for pose, lens, width in (
+        (good.astype(str), lens_of(8, 8), 8),
+        (good.astype(np.complex64), lens_of(8, 8), 8),
+        (good[:2], lens_of(8, 8), 8),
+        (np.zeros((2, 3, 4)), lens_of(8, 8), 8),
+        (good * np.nan, lens_of(8, 8), 8),
+        (good, lens_of(8, 8)[:3], 8),
+        (good, (1.0, 1.0, float("inf"), 0.0), 8),
+        (good, lens_of(8, 8), 0),
+        (good, lens_of(8, 8), 8.5),
+    ):
+        try:
+            renderer.render(pose, lens, width, 8)  # type: ignore[arg-type]
+        except CameraError as error:
+            told.append(error.message)
+    output = renderer.render(good, lens_of(8, 8), 8, 8)
+    renderer.close()
+    return [*told, f"rendered {output.rgb.shape[0]} rows"]
+
+
+def render_with_other(rank: int, case: Case, what: str) -> None:
+    """Rank 1 has another mask, or another setting, than the others."""
+    weights = scene_of(case)
+    if rank == 1 and what == "mask":
+        assert weights.mask is not None
+        weights = replace(weights, mask=AlphaMask(weights.mask.volume.flip(0), weights.mask.aabb))
+    if rank == 1 and what == "setting":
+        case = replace(case, settings={**case.settings, "distance_scale": 3.0})
+    renderer = renderer_of(rank, case, weights)
+    if rank == 0:
+        name, width, height = case.frames[0]
+        renderer.render(POSES[name], lens_of(width, height), width, height)
+    else:
+        renderer.serve()
+
+
+def render_and_fail(rank: int, case: Case, failing: int, after: int) -> float:
+    """One rank raises in the middle of a frame and its process ends; returns how long after the others got GroupError."""
+    renderer = renderer_of(rank, case)
+    if rank == failing:
+        stages = renderer._part._stages  # type: ignore[attr-defined]
+        calls = iter(range(after))
+        whole = stages.march_density
+
+        def march_density(rays: torch.Tensor) -> Any:
+            if next(calls, None) is None:
+                os._exit(5)
+            return whole(rays)
+
+        stages.march_density = march_density
+    try:
+        if rank == 0:
+            name, width, height = case.frames[0]
+            while True:
+                renderer.render(POSES[name], lens_of(width, height), width, height)
+        renderer.serve()
+    except GroupError:
+        os._exit(7)
+    return 0.0
+
+
+def watch_and_wait(rank: int) -> str:
+    """Wait until the watch tells of a loss."""
+    lost = threading.Event()
+    told: list[str] = []
+
+    def tell(error: GroupError) -> None:
+        told.append(error.message)
+        lost.set()
+
+    _kept["group"].watch(tell)
+    return told[0] if lost.wait(30) else "nothing"
+
+
+def watch(rank: int) -> None:
+    _kept["lost"] = []
+    _kept["group"].watch(lambda error: _kept["lost"].append(error.message))
+
+
+def watched(rank: int) -> list[str]:
+    time.sleep(0.2)
+    return list(_kept["lost"])
+
+
+def count_while_waiting(rank: int, seconds: float) -> float:
+    """Rank 0 comes late to a broadcast; the others count meanwhile, in another thread. Returns the longest pause of that thread."""
+    group: RenderGroup = _kept["group"]
+    if rank == 0:
+        time.sleep(seconds)
+        group.control.broadcast(torch.ones(1))
+        return 0.0
+    over = threading.Event()
+    pauses: list[float] = []
+
+    def count() -> None:
+        last = time.perf_counter()
+        while not over.is_set():
+            time.sleep(0.005)
+            now = time.perf_counter()
+            pauses.append(now - last)
+            last = now
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    begin = time.perf_counter()
+    group.control.broadcast(torch.ones(1))
+    waited = time.perf_counter() - begin
+    over.set()
+    counter.join()
+    assert waited > seconds / 2
+    return max(pauses)
+
+
+def end(rank: int) -> None:
+    os._exit(9)
+
+
+def load_kernels(rank: int, folder: str) -> None:
+    """The compiled CPU kernels of a folder, for this process's fused runtime."""
+    torch.set_num_threads(1)
+    assert build.load("cpu", prebuilt=Path(folder)).loaded
+
+
+def render_alone(cases: list[Case]) -> list[list[tuple[dict[str, NDArray[np.float32]], dict[str, int]]]]:
+    """All frames of all cases by the renderer of one rank."""
+    results = []
+    for case in cases:
+        tiles.CPU_SAMPLES = case.tile
+        weights = scene_of(case)
+        settings = replace(settings_for(weights.config, **case.settings), runtime=case.runtime)
+        kind = FusedRenderer if (case.runtime, case.device) == ("fused", "cuda") else Renderer
+        renderer = kind(weights, settings, case.device)
+        outputs = [renderer.render(POSES[name], lens_of(w, h), w, h) for name, w, h in case.frames]
+        results.append([(output.numpy(), output.counters) for output in outputs])
+    return results
+
+
+def render_checkpoint(rank: int, checkpoint: Path, name: str, reference: Path, width: int, height: int, shape: GroupShape | None) -> Any:
+    """The first reference frame's view, smaller, by the group, or by this rank alone; each rank reads its channels of the file."""
+    torch.set_num_threads(1)
+    tiles.CPU_SAMPLES = 2**18
+    meta, arrays = read_frames(reference, name)
+    shard = ChannelShard(shape.tensor_index(rank), shape.tensor) if shape is not None and shape.tensor > 1 else None
+    weights = load_scene(checkpoint, shard=shard)
+    settings = settings_of(meta, weights.config)
+    focal = meta["focal"] * width / meta["W"]
+    view = (arrays["poses"][0], (focal, focal, width / 2, height / 2), width, height)
+    if shape is None:
+        return Renderer(weights, settings, threads=1).render(*view).numpy()
+    renderer = GroupRenderer(_kept["group"], weights, settings)
+    output = renderer.render(*view).numpy() if rank == 0 else renderer.serve()
+    renderer.close()
+    return output
