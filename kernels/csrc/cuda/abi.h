@@ -47,9 +47,50 @@ struct LmTrace {
     int64_t list_capacity;    // coloured samples of the batch
     float2* stage;            // [capacity, count]
     int *found, *offset, *sums;  // [count], [count], [count / 1024 + 1]
-    int4* list;               // [list_capacity] ray, t, weight (bits), 0
+    int4* list;               // [list_capacity] ray, t, weight (bits), the sample whose turn it is at this place
     float *alpha, *depth;     // [count]
     int* status;              // 0: coloured samples, 1: most of a ray, 2: samples in absent blocks, 3: survived samples
+};
+
+// march_density: the surviving samples of all rays, in their order, with this rank's share of the density.
+struct LmSamples {
+    LmMarch march;
+    LmField field;
+    const float* basis;
+    int64_t capacity;
+    int* ray;  // [capacity], as t, delta, partial
+    float *t, *delta, *partial;
+    int *found, *offset, *sums;  // [count], [count], [count / 1024 + 1]
+    int* status;                 // 0: samples, 1: more than capacity, 2: samples in absent blocks, 3: samples
+};
+
+// weigh_list: composite of the lists of march_density, with the densities of all ranks.
+struct LmWeigh {
+    const float *density, *t, *delta;  // [samples]
+    const int *found, *offset;         // [count]
+    int count;
+    int64_t samples;
+    int relu, nonlinear;
+    float shift, scale, threshold, stop;
+    int64_t list_capacity;
+    float2* stage;                 // [samples]
+    int *coloured, *place, *sums;  // [count], [count], [count / 1024 + 1]
+    int4* list;                    // as of trace
+    float *alpha, *depth;          // [count]
+    int* status;                   // 0: coloured samples, 1: more than list_capacity, 3: samples before the rays ended
+};
+
+// The staged samples of `count` rays into a list. stage: sample i of ray r at [i * count + r], or at [entry[r] + i].
+struct LmCompact {
+    const float2* stage;
+    const int* entry;
+    const float* delta;  // with entry: distances of the staged samples
+    const float *extent, *base, *slope;  // without: as of LmMarch
+    int samples, count;
+    const int* found;
+    int *offset, *sums;
+    int4* list;
+    int64_t list_capacity;
 };
 
 struct LmShade {
@@ -58,29 +99,40 @@ struct LmShade {
     const int4* list;
     const int* status;
     int64_t list_capacity;
-    const void* matrices;  // packed fp16, see shade.cu
-    const float* biases;   // [264]
-    float4* colour;        // [list_capacity] weight * rgb
+    const float* features;  // [list_capacity, 27], if the field has no tables
+    const void* matrices;   // packed fp16, see shade.cu
+    const float* biases;    // [264]
+    float4* colour;         // [list_capacity] weight * rgb
 };
 
 struct LmFeatures {
     LmField field;
     const float* rays;
     const int4* list;
+    const int* status;  // 0: samples in the list; null: count
     int count, outputs;
     const float* basis;  // [outputs, tables * C]
     float* features;     // [count, outputs]
 };
 
+// Launch shapes: 0 is the default; others are named where they are compiled. Bits do not depend on them.
 #ifdef __cplusplus
 extern "C" {
 #endif
-int lm_trace(const LmTrace* arguments, cudaStream_t stream);
-int lm_shade(const LmShade* arguments, int multiprocessors, cudaStream_t stream);
+int lm_trace(const LmTrace* arguments, int shape, cudaStream_t stream);
+int lm_march_density(const LmSamples* arguments, cudaStream_t stream);
+int lm_weigh_list(const LmWeigh* arguments, cudaStream_t stream);
+int lm_shade(const LmShade* arguments, int shape, int multiprocessors, cudaStream_t stream);
 int lm_shade_matrices(int tables);  // halves of the packed matrices for this many tables of 48 channels
 int lm_shade_bytes(int tables);     // shared memory a block of lm_shade needs
-int lm_features(const LmFeatures* arguments, cudaStream_t stream);
+int lm_features(const LmFeatures* arguments, int multiprocessors, int shared_bytes, cudaStream_t stream);  // shared_bytes: that a block may have
 int lm_resolve(const float4* colour, const int* offset, const int* found, int count, int64_t list_capacity, float* rgb, cudaStream_t stream);
+
+// Parts: sums of `found` before each ray, a block of 1024 rays at a time (offset) and of the blocks (sums); status[0] their total,
+// status[1] whether it passes a capacity >= 0. add_sums finishes the offsets, as compact does.
+int lm_scan(const int* found, int count, int* offset, int* sums, int* status, int64_t capacity, cudaStream_t stream);
+int lm_add_sums(const int* sums, int count, int* offset, cudaStream_t stream);
+int lm_compact(const LmCompact* arguments, cudaStream_t stream);
 #ifdef __cplusplus
 }
 #endif

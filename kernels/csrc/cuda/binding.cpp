@@ -6,6 +6,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "abi.h"
 
 namespace {
@@ -53,31 +55,46 @@ LmField field_of(c10::ArrayRef<double> box, at::IntArrayRef division, const Opti
     return f;
 }
 
+LmMarch march_of(const Tensor& rays, const Tensor& extent, const Tensor& base, const Tensor& slope, c10::ArrayRef<double> crop, at::TensorList occupancy,
+                 c10::ArrayRef<double> mask_box, at::IntArrayRef mask_size, double mask_threshold) {
+    TORCH_CHECK(rays.size(0) < (int64_t{1} << 31), "too many rays for one call");
+    LmMarch m = {};
+    m.rays = data<float>(rays), m.extent = data<float>(extent), m.base = data<float>(base), m.slope = data<float>(slope);
+    m.count = static_cast<int>(rays.size(0)), m.samples = static_cast<int>(base.size(0));
+    for (int i = 0; i < 6; i++) m.crop[i] = static_cast<float>(crop[i]);
+    if (!occupancy.empty()) {
+        m.bits = static_cast<const uint32_t*>(occupancy[0].data_ptr()), m.coarse = static_cast<const uint32_t*>(occupancy[1].data_ptr());
+        m.words = static_cast<int>((mask_size[0] + 31) / 32);
+        for (int i = 0; i < 3; i++) {
+            m.size[i] = static_cast<int>(mask_size[i]), m.cells[i] = static_cast<int>((mask_size[i] + 7) / 8);
+            const float low = static_cast<float>(mask_box[i]), span = static_cast<float>(mask_box[i + 3]) - low;
+            m.mask_low[i] = low, m.mask_inverse[i] = 1.f / span * 2.f;
+        }
+        m.threshold = static_cast<float>(mask_threshold);
+    }
+    return m;
+}
+
+// The packed lookups of the half precision kernels hold texel indices of 31 bits.
+bool indices_fit(at::TensorList planes) {
+    for (const Tensor& plane : planes)
+        if (plane.numel() / std::max<int64_t>(plane.size(3), 1) >= (int64_t{1} << 31)) return false;
+    return true;
+}
+
 // trace(rays, extent, base, slope, crop, occupancy, mask_box, mask_size, mask_threshold, box, division, slots, planes, lines,
-//       resolutions, basis, activation, nonlinear, shift, scale, threshold, stop, capacity, list_capacity)
+//       resolutions, basis, activation, nonlinear, shift, scale, threshold, stop, capacity, list_capacity, launch)
 //   -> list [L, 4] int32, found [R] int32, offset [R] int32, alpha [R], depth [R], status [4] int32
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> trace(const Tensor& rays, const Tensor& extent, const Tensor& base, const Tensor& slope, c10::ArrayRef<double> crop,
                                                                  at::TensorList occupancy, c10::ArrayRef<double> mask_box, at::IntArrayRef mask_size, double mask_threshold,
                                                                  c10::ArrayRef<double> box, at::IntArrayRef division, const OptionalTensor& slots, at::TensorList planes, at::TensorList lines,
                                                                  int64_t resolutions, const OptionalTensor& basis, c10::string_view activation, bool nonlinear, double shift, double scale,
-                                                                 double threshold, double stop, int64_t capacity, int64_t list_capacity) {
+                                                                 double threshold, double stop, int64_t capacity, int64_t list_capacity, int64_t launch) {
     const c10::cuda::CUDAGuard guard(rays.device());
     const int64_t count = rays.size(0);
-    TORCH_CHECK(count < (int64_t{1} << 31) && list_capacity < (int64_t{1} << 31), "too many rays or samples for one call");
+    TORCH_CHECK(list_capacity < (int64_t{1} << 31), "too many samples for one call");
     LmTrace a = {};
-    a.march.rays = data<float>(rays), a.march.extent = data<float>(extent), a.march.base = data<float>(base), a.march.slope = data<float>(slope);
-    a.march.count = static_cast<int>(count), a.march.samples = static_cast<int>(base.size(0));
-    for (int i = 0; i < 6; i++) a.march.crop[i] = static_cast<float>(crop[i]);
-    if (!occupancy.empty()) {
-        a.march.bits = static_cast<const uint32_t*>(occupancy[0].data_ptr()), a.march.coarse = static_cast<const uint32_t*>(occupancy[1].data_ptr());
-        a.march.words = static_cast<int>((mask_size[0] + 31) / 32);
-        for (int i = 0; i < 3; i++) {
-            a.march.size[i] = static_cast<int>(mask_size[i]), a.march.cells[i] = static_cast<int>((mask_size[i] + 7) / 8);
-            const float low = static_cast<float>(mask_box[i]), span = static_cast<float>(mask_box[i + 3]) - low;
-            a.march.mask_low[i] = low, a.march.mask_inverse[i] = 1.f / span * 2.f;
-        }
-        a.march.threshold = static_cast<float>(mask_threshold);
-    }
+    a.march = march_of(rays, extent, base, slope, crop, occupancy, mask_box, mask_size, mask_threshold);
     a.field = field_of(box, division, slots, planes, lines, resolutions);
     a.basis = basis.has_value() ? data<float>(*basis) : nullptr;
     a.relu = activation == "relu", a.nonlinear = nonlinear;
@@ -89,38 +106,109 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> trace(const Tensor& r
     Tensor alpha = at::empty({count}, rays.options()), depth = at::empty({count}, rays.options());
     a.stage = static_cast<float2*>(stage.data_ptr()), a.found = data<int>(found), a.offset = data<int>(offset), a.sums = data<int>(sums);
     a.list = static_cast<int4*>(list.data_ptr()), a.alpha = data<float>(alpha), a.depth = data<float>(depth), a.status = data<int>(status);
-    check(lm_trace(&a, c10::cuda::getCurrentCUDAStream()), "trace");
+    check(lm_trace(&a, static_cast<int>(launch), c10::cuda::getCurrentCUDAStream()), "trace");
     return {list, found, offset, alpha, depth, status};
 }
 
-// shade(rays, list, status, found, offset, box, division, slots, planes, lines, resolutions, matrices, biases) -> rgb [R, 3]
-Tensor shade(const Tensor& rays, const Tensor& list, const Tensor& status, const Tensor& found, const Tensor& offset, c10::ArrayRef<double> box, at::IntArrayRef division,
-             const OptionalTensor& slots, at::TensorList planes, at::TensorList lines, int64_t resolutions, const Tensor& matrices, const Tensor& biases) {
+// march_density(rays, extent, base, slope, crop, occupancy, mask_box, mask_size, mask_threshold, box, division, slots, planes, lines,
+//               resolutions, basis, capacity)
+//   -> ray [cap] int32, t [cap], delta [cap], partial [cap], found [R] int32, offset [R] int32, status [4] int32
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> march_density(const Tensor& rays, const Tensor& extent, const Tensor& base, const Tensor& slope, c10::ArrayRef<double> crop,
+                                                                                 at::TensorList occupancy, c10::ArrayRef<double> mask_box, at::IntArrayRef mask_size, double mask_threshold,
+                                                                                 c10::ArrayRef<double> box, at::IntArrayRef division, const OptionalTensor& slots, at::TensorList planes,
+                                                                                 at::TensorList lines, int64_t resolutions, const OptionalTensor& basis, int64_t capacity) {
     const c10::cuda::CUDAGuard guard(rays.device());
-    const auto stream = c10::cuda::getCurrentCUDAStream();
-    LmShade a = {};
+    const int64_t count = rays.size(0);
+    TORCH_CHECK(count * base.size(0) < (int64_t{1} << 31) && capacity >= 0 && capacity < (int64_t{1} << 31), count, " rays of ", base.size(0),
+                " samples: fewer than 2^31 samples in one call");
+    LmSamples a = {};
+    a.march = march_of(rays, extent, base, slope, crop, occupancy, mask_box, mask_size, mask_threshold);
     a.field = field_of(box, division, slots, planes, lines, resolutions);
-    TORCH_CHECK(a.field.half_precision && a.field.octets == 6 && a.field.tables <= 3, "shade takes up to three fp16 tables of 48 channels");
+    a.basis = basis.has_value() ? data<float>(*basis) : nullptr;
+    a.capacity = capacity;
+    const auto ints = rays.options().dtype(at::kInt);
+    Tensor ray = at::empty({capacity}, ints), t = at::empty({capacity}, rays.options()), delta = at::empty({capacity}, rays.options());
+    Tensor partial = at::empty({capacity}, rays.options()), found = at::empty({count}, ints), offset = at::empty({count}, ints);
+    Tensor sums = at::empty({count / 1024 + 1}, ints), status = at::zeros({4}, ints);
+    a.ray = data<int>(ray), a.t = data<float>(t), a.delta = data<float>(delta), a.partial = data<float>(partial);
+    a.found = data<int>(found), a.offset = data<int>(offset), a.sums = data<int>(sums), a.status = data<int>(status);
+    check(lm_march_density(&a, c10::cuda::getCurrentCUDAStream()), "march_density");
+    return {ray, t, delta, partial, found, offset, status};
+}
+
+// weigh_list(density [cap], t, delta, found [R] int32, offset, activation, nonlinear, shift, scale, threshold, stop, list_capacity)
+//   -> list, found, offset, alpha, depth, status as of trace
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> weigh_list(const Tensor& density, const Tensor& t, const Tensor& delta, const Tensor& found, const Tensor& offset,
+                                                                      c10::string_view activation, bool nonlinear, double shift, double scale, double threshold, double stop,
+                                                                      int64_t list_capacity) {
+    const c10::cuda::CUDAGuard guard(density.device());
+    const int64_t count = found.size(0), samples = density.size(0);
+    TORCH_CHECK(count < (int64_t{1} << 31) && list_capacity >= 0 && list_capacity < (int64_t{1} << 31), "too many rays or samples for one call");
+    TORCH_CHECK(density.is_contiguous() && t.is_contiguous() && delta.is_contiguous() && found.is_contiguous() && offset.is_contiguous() && density.scalar_type() == at::kFloat &&
+                    t.size(0) == samples && delta.size(0) == samples && offset.size(0) == count && found.scalar_type() == at::kInt && offset.scalar_type() == at::kInt,
+                "density, t, delta: float32 of one length; found, offset: int32 of one length; all contiguous");
+    LmWeigh a = {};
+    a.density = data<float>(density), a.t = data<float>(t), a.delta = data<float>(delta), a.found = data<int>(found), a.offset = data<int>(offset);
+    a.count = static_cast<int>(count), a.samples = samples;
+    a.relu = activation == "relu", a.nonlinear = nonlinear;
+    a.shift = static_cast<float>(shift), a.scale = static_cast<float>(scale), a.threshold = static_cast<float>(threshold), a.stop = static_cast<float>(stop);
+    a.list_capacity = list_capacity;
+    const auto ints = found.options();
+    Tensor stage = at::empty({samples, 2}, density.options()), coloured = at::empty({count}, ints), place = at::empty({count}, ints);
+    Tensor sums = at::empty({count / 1024 + 1}, ints), list = at::empty({list_capacity, 4}, ints), status = at::zeros({4}, ints);
+    Tensor alpha = at::empty({count}, density.options()), depth = at::empty({count}, density.options());
+    a.stage = static_cast<float2*>(stage.data_ptr()), a.coloured = data<int>(coloured), a.place = data<int>(place), a.sums = data<int>(sums);
+    a.list = static_cast<int4*>(list.data_ptr()), a.alpha = data<float>(alpha), a.depth = data<float>(depth), a.status = data<int>(status);
+    check(lm_weigh_list(&a, c10::cuda::getCurrentCUDAStream()), "weigh_list");
+    return {list, coloured, place, alpha, depth, status};
+}
+
+Tensor shaded(LmShade& a, const Tensor& rays, const Tensor& list, const Tensor& status, const Tensor& found, const Tensor& offset, const Tensor& matrices, const Tensor& biases, int64_t launch) {
+    const auto stream = c10::cuda::getCurrentCUDAStream();
     TORCH_CHECK(matrices.numel() == lm_shade_matrices(a.field.tables) && biases.numel() == 264, "matrices or biases of another size");
     Tensor colour = at::empty({list.size(0), 4}, rays.options()), rgb = at::empty({rays.size(0), 3}, rays.options());
     a.rays = data<float>(rays), a.list = static_cast<const int4*>(list.data_ptr()), a.status = data<int>(status), a.list_capacity = list.size(0);
     a.matrices = matrices.data_ptr(), a.biases = data<float>(biases), a.colour = static_cast<float4*>(colour.data_ptr());
-    check(lm_shade(&a, attribute(cudaDevAttrMultiProcessorCount), stream), "shade");
+    check(lm_shade(&a, static_cast<int>(launch), attribute(cudaDevAttrMultiProcessorCount), stream), "shade");
     check(lm_resolve(a.colour, data<int>(offset), data<int>(found), static_cast<int>(rays.size(0)), list.size(0), data<float>(rgb), stream), "resolve");
     return rgb;
 }
 
-// features(rays, list, count, box, division, slots, planes, lines, resolutions, basis) -> [count, F]
+// shade(rays, list, status, found, offset, box, division, slots, planes, lines, resolutions, matrices, biases, launch) -> rgb [R, 3]
+Tensor shade(const Tensor& rays, const Tensor& list, const Tensor& status, const Tensor& found, const Tensor& offset, c10::ArrayRef<double> box, at::IntArrayRef division,
+             const OptionalTensor& slots, at::TensorList planes, at::TensorList lines, int64_t resolutions, const Tensor& matrices, const Tensor& biases, int64_t launch) {
+    const c10::cuda::CUDAGuard guard(rays.device());
+    LmShade a = {};
+    a.field = field_of(box, division, slots, planes, lines, resolutions);
+    TORCH_CHECK(a.field.half_precision && a.field.octets == 6 && a.field.tables <= 3 && indices_fit(planes), "shade takes up to three fp16 tables of 48 channels and fewer than 2^31 texels");
+    return shaded(a, rays, list, status, found, offset, matrices, biases, launch);
+}
+
+// shade_features(rays, list, status, found, offset, features [L, 27], matrices, biases) -> rgb [R, 3]
+Tensor shade_features(const Tensor& rays, const Tensor& list, const Tensor& status, const Tensor& found, const Tensor& offset, const Tensor& features, const Tensor& matrices,
+                      const Tensor& biases) {
+    const c10::cuda::CUDAGuard guard(rays.device());
+    TORCH_CHECK(features.dim() == 2 && features.size(0) == list.size(0) && features.size(1) == 27 && features.is_contiguous() && features.scalar_type() == at::kFloat,
+                "features: [", list.size(0), ", 27] float32, contiguous");
+    LmShade a = {};
+    a.features = static_cast<const float*>(features.data_ptr());
+    return shaded(a, rays, list, status, found, offset, matrices, biases, 0);
+}
+
+// features(rays, list, count, box, division, slots, planes, lines, resolutions, basis, status) -> [count, F]
 Tensor features(const Tensor& rays, const Tensor& list, int64_t count, c10::ArrayRef<double> box, at::IntArrayRef division, const OptionalTensor& slots, at::TensorList planes,
-                at::TensorList lines, int64_t resolutions, const Tensor& basis) {
+                at::TensorList lines, int64_t resolutions, const Tensor& basis, const OptionalTensor& status) {
     const c10::cuda::CUDAGuard guard(rays.device());
     LmFeatures a = {};
     a.field = field_of(box, division, slots, planes, lines, resolutions);
-    TORCH_CHECK(basis.size(1) == static_cast<int64_t>(a.field.tables) * a.field.octets * 8, "the basis has ", basis.size(1), " columns");
+    TORCH_CHECK(count <= list.size(0) && count < (int64_t{1} << 31), count, " samples of a list of ", list.size(0));
+    TORCH_CHECK(!a.field.half_precision || indices_fit(planes), "features takes fp16 tables of fewer than 2^31 texels");
+    TORCH_CHECK(basis.is_contiguous() && basis.scalar_type() == at::kFloat && basis.size(1) == static_cast<int64_t>(a.field.tables) * a.field.octets * 8, "the basis has ", basis.size(1),
+                " columns");
     Tensor out = at::empty({count, basis.size(0)}, rays.options());
     a.rays = data<float>(rays), a.list = static_cast<const int4*>(list.data_ptr()), a.count = static_cast<int>(count), a.outputs = static_cast<int>(basis.size(0));
-    a.basis = data<float>(basis), a.features = data<float>(out);
-    check(lm_features(&a, c10::cuda::getCurrentCUDAStream()), "features");
+    a.basis = data<float>(basis), a.features = data<float>(out), a.status = status.has_value() ? data<int>(*status) : nullptr;
+    check(lm_features(&a, attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), c10::cuda::getCurrentCUDAStream()), "features");
     return out;
 }
 
@@ -135,20 +223,21 @@ Tensor resolve(const Tensor& colour, const Tensor& offset, const Tensor& found) 
 }
 
 bool shade_fits(int64_t tables) {
-    return tables >= 1 && tables <= 3 && lm_shade_bytes(static_cast<int>(tables)) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    return tables >= 0 && tables <= 3 && lm_shade_bytes(static_cast<int>(tables)) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 }  // namespace
 
-#define LM_FIELD "float[] box, int[] division, Tensor? slots, Tensor[] planes, Tensor[] lines, int resolutions"
-
 TORCH_LIBRARY_FRAGMENT(landmark_batch, m) {
-    m.def("shade_fits(int tables) -> bool", &shade_fits);
+    m.def("shade_fits(int tables) -> bool", &shade_fits);  // 0: shade_features
 }
 
 TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
     m.impl("trace", &trace);
+    m.impl("march_density", &march_density);
+    m.impl("weigh_list", &weigh_list);
     m.impl("shade", &shade);
+    m.impl("shade_features", &shade_features);
     m.impl("features", &features);
     m.impl("resolve", &resolve);
 }

@@ -77,28 +77,69 @@ __device__ __forceinline__ Taps taps(const LmTable& t, const Place& p) {
 __device__ __forceinline__ half2 as_half2(uint32_t v) { return *reinterpret_cast<half2*>(&v); }
 __device__ __forceinline__ uint32_t as_bits(half2 v) { return *reinterpret_cast<uint32_t*>(&v); }
 
+// Taps of one sample in one table, weights in half precision: 20 bytes, for shared memory.
+struct Lookup {
+    int plane, line;
+    uint32_t upper, lower, along;
+};
+__device__ __forceinline__ Lookup lookup(const LmTable& t, const Place& p) {
+    const Taps r = taps(t, p);
+    const float present = p.slot >= 0 ? 1.f : 0.f;
+    return {(int)r.plane, (int)r.line, as_bits(__floats2half2_rn(r.w00, r.w01)), as_bits(__floats2half2_rn(r.w10, r.w11)),
+            as_bits(__floats2half2_rn(present * r.l0, present * r.l1))};
+}
+
+// Eight channels of the four texels of a plane and of the two of a line.
+struct PlaneTexels {
+    uint4 t00, t01, t10, t11;
+};
+struct LineTexels {
+    uint4 s0, s1;
+};
+__device__ __forceinline__ void read_plane(const LmTable& t, long long index, int octets, int octet, PlaneTexels& r) {
+    const uint4* plane = static_cast<const uint4*>(t.plane) + (size_t)index * octets + octet;
+    const int right = t.w > 1 ? octets : 0, under = t.h > 1 ? t.w * octets : 0;
+    r.t00 = __ldg(plane), r.t01 = __ldg(plane + right), r.t10 = __ldg(plane + under), r.t11 = __ldg(plane + under + right);
+}
+__device__ __forceinline__ void read_line(const LmTable& t, long long index, int octets, int octet, LineTexels& r) {
+    const uint4* line = static_cast<const uint4*>(t.line) + (size_t)index * octets + octet;
+    const int next = t.n > 1 ? octets : 0;
+    r.s0 = __ldg(line), r.s1 = __ldg(line + next);
+}
+
+// plane * line of eight channels, in half precision.
+__device__ __forceinline__ uint4 half_products(const PlaneTexels& p, const LineTexels& q, uint32_t upper, uint32_t lower, uint32_t along) {
+    const half2 w00 = __low2half2(as_half2(upper)), w01 = __high2half2(as_half2(upper)), w10 = __low2half2(as_half2(lower)), w11 = __high2half2(as_half2(lower));
+    const half2 l0 = __low2half2(as_half2(along)), l1 = __high2half2(as_half2(along));
+    const uint32_t *A = &p.t00.x, *B = &p.t01.x, *C = &p.t10.x, *D = &p.t11.x, *E = &q.s0.x, *F = &q.s1.x;
+    uint4 out;
+    uint32_t* o = &out.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        half2 v = __hmul2(as_half2(A[i]), w00);
+        v = __hfma2(as_half2(B[i]), w01, v);
+        v = __hfma2(as_half2(C[i]), w10, v);
+        v = __hfma2(as_half2(D[i]), w11, v);
+        o[i] = as_bits(__hmul2(v, __hfma2(as_half2(F[i]), l1, __hmul2(as_half2(E[i]), l0))));
+    }
+    return out;
+}
+
 // plane * line of channels 8 * octet .. + 7, as eight floats.
 template <typename T>
 __device__ __forceinline__ void products(const LmTable& t, const Taps& p, int octets, int octet, float out[8]);
 
 template <>
 __device__ __forceinline__ void products<half>(const LmTable& t, const Taps& p, int octets, int octet, float out[8]) {
-    const uint4* plane = static_cast<const uint4*>(t.plane) + p.plane * octets + octet;
-    const uint4* line = static_cast<const uint4*>(t.line) + p.line * octets + octet;
-    const int right = t.w > 1 ? octets : 0, under = t.h > 1 ? t.w * octets : 0, next = t.n > 1 ? octets : 0;
-    const uint4 a = __ldg(plane), b = __ldg(plane + right), c = __ldg(plane + under), d = __ldg(plane + under + right);
-    const uint4 e = __ldg(line), f = __ldg(line + next);
-    const half2 w00 = __float2half2_rn(p.w00), w01 = __float2half2_rn(p.w01), w10 = __float2half2_rn(p.w10), w11 = __float2half2_rn(p.w11);
-    const half2 l0 = __float2half2_rn(p.l0), l1 = __float2half2_rn(p.l1);
-    const uint32_t *A = &a.x, *B = &b.x, *C = &c.x, *D = &d.x, *E = &e.x, *F = &f.x;
+    PlaneTexels plane;
+    LineTexels line;
+    read_plane(t, p.plane, octets, octet, plane);
+    read_line(t, p.line, octets, octet, line);
+    const uint4 v = half_products(plane, line, as_bits(__floats2half2_rn(p.w00, p.w01)), as_bits(__floats2half2_rn(p.w10, p.w11)), as_bits(__floats2half2_rn(p.l0, p.l1)));
+    const uint32_t* bits = &v.x;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        half2 q = __hmul2(as_half2(A[i]), w00);
-        q = __hfma2(as_half2(B[i]), w01, q);
-        q = __hfma2(as_half2(C[i]), w10, q);
-        q = __hfma2(as_half2(D[i]), w11, q);
-        const half2 l = __hfma2(as_half2(F[i]), l1, __hmul2(as_half2(E[i]), l0));
-        const float2 r = __half22float2(__hmul2(q, l));
+        const float2 r = __half22float2(as_half2(bits[i]));
         out[2 * i] = r.x, out[2 * i + 1] = r.y;
     }
 }
