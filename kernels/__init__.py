@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from . import library
-from .library import NAMESPACE, SCHEMAS
+from .library import NAMESPACE, SCHEMAS, plain_ops
+from .library import ops as _ops
 
 __all__ = [
     "NAMESPACE",
@@ -29,12 +30,13 @@ __all__ = [
     "library",
     "march",
     "pack_occupancy",
+    "pixel_rays",
+    "plain_ops",
     "ray_box",
     "ray_hull",
 ]
 
 ACTIVATIONS = ("softplus", "relu")
-_ops = torch.ops.landmark_batch
 
 
 def pack_occupancy(volume: Tensor, levels: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,6 +45,16 @@ def pack_occupancy(volume: Tensor, levels: int = 5) -> tuple[Tensor, Tensor, Ten
     if levels < 0:
         raise ValueError(f"levels = {levels}: at least 0")
     return _triple(_ops.pack_occupancy(volume, levels))
+
+
+def pixel_rays(c2w: Tensor, intrinsics: Tensor, pixel_center: float, pixel_index: Tensor, width: int) -> Tensor:
+    """Rays [R, 6] of pixels row * width + column [R] int64: c2w [3, 4] and intrinsics [4] (fl_x, fl_y, cx, cy) as for a camera."""
+    _check("c2w", c2w, (3, 4), torch.float32)
+    _check("intrinsics", intrinsics, (4,), torch.float32, c2w)
+    _check("pixel_index", pixel_index, (None,), torch.int64, c2w)
+    if width < 1:
+        raise ValueError(f"width = {width}: at least 1")
+    return _one(_ops.pixel_rays(c2w, intrinsics, pixel_center, pixel_index, width))
 
 
 def ray_hull(rays: Tensor, far: float, floor: float) -> Tensor:

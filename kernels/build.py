@@ -1,7 +1,7 @@
 """Builds and loads the compiled kernels: first use compiles them into a cache, later ones load them in milliseconds.
 
 Nothing here raises for want of a compiler: a KernelStatus says what there is and why. `require` raises, for callers that cannot
-go on. Once a library is loaded, its ops serve this whole process: only processes that render with fused kernels load one.
+go on. Once a library is loaded, its ops serve this whole process (but see `library.plain_ops`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from .toolchain import Toolchain, ToolchainError, find_toolchain, visible_archit
 DEVICES = ("cpu", "cuda")
 BUILD_SECONDS = 1800  # a compiler that takes longer hangs
 
+_MEND_BUILD = "mend what the log says, or install another compiler"
+_MEND_LIBRARY = "build it again here: landmark-batch kernels build --force"
+_MEND_PREBUILT = "build for this torch with `landmark-batch kernels build --output`, or unset LANDMARK_BATCH_KERNELS"
+
 _log = logging.getLogger(__name__)
 _loaded: dict[str, KernelStatus] = {}
 
@@ -34,7 +38,11 @@ Progress = Callable[[str, float], None]
 
 
 class KernelError(RuntimeError):
-    """Compiled kernels are needed and not to be had; the message says why."""
+    """Compiled kernels are needed and not to be had; the message says why, `remedy` what would mend it."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class KernelStatus:
     """What there is of a device's compiled kernels.
 
     loaded: in this process. usable: loaded, or built, or there is all that a build needs. reason: one line for people.
-    path: the library, None if there is none yet. seconds: this call spent building. log: of a build, None if none ran.
+    path: the library, None if there is none yet. seconds: this call spent building. log: of a build, None if none ran. remedy: what
+    would make them usable, '' where they are.
     """
 
     device: str
@@ -52,6 +61,7 @@ class KernelStatus:
     path: Path | None = None
     seconds: float = 0.0
     log: Path | None = None
+    remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -68,7 +78,7 @@ def status(device: str, *, cache_dir: Path | None = None, prebuilt: Path | None 
     try:
         plan = _Plan(device, cache_dir, cuda_home, None)
     except ToolchainError as error:
-        return KernelStatus(device, loaded=False, usable=False, reason=str(error))
+        return KernelStatus(device, loaded=False, usable=False, reason=str(error), remedy=error.remedy)
     if plan.library.is_file():
         return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library)
     return KernelStatus(device, loaded=False, usable=True, reason=f"not built yet: the first use compiles it with {plan.compilers}")
@@ -101,12 +111,16 @@ def build(
             reason = failure_since(plan.folder, start)
             if reason is None:
                 reason = plan.run(tell)
-    except (ToolchainError, OSError) as error:
-        return KernelStatus(device, loaded=False, usable=False, reason=str(error), seconds=time.time() - start)
+    except ToolchainError as error:
+        return KernelStatus(device, loaded=False, usable=False, reason=str(error), seconds=time.time() - start, remedy=error.remedy)
+    except OSError as error:
+        remedy = "name a folder that can be written as the cache: XDG_CACHE_HOME"
+        return KernelStatus(device, loaded=False, usable=False, reason=str(error), seconds=time.time() - start, remedy=remedy)
     seconds = time.time() - start
     log = plan.folder / LOG
     if reason:
-        return KernelStatus(device, loaded=False, usable=False, reason=f"{reason} (log: {log})", seconds=seconds, log=log)
+        said = f"{reason} (log: {log})"
+        return KernelStatus(device, loaded=False, usable=False, reason=said, seconds=seconds, log=log, remedy=_MEND_BUILD)
     _log.info("built the %s kernels in %.1f s: %s", device, seconds, plan.library)
     return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library, seconds=seconds, log=log)
 
@@ -136,7 +150,7 @@ def load(
         torch.ops.load_library(str(found.path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         reason = f"{found.path} cannot be loaded: {_one_line(str(error))}"
-        return KernelStatus(device, loaded=False, usable=False, reason=reason, path=found.path, seconds=found.seconds, log=found.log)
+        return KernelStatus(device, False, False, reason, found.path, found.seconds, found.log, _MEND_LIBRARY)
     done = KernelStatus(device, True, True, f"loaded: {found.path}", found.path, found.seconds, found.log)
     _loaded[device] = done
     return done
@@ -153,7 +167,7 @@ def require(
     """As `load`; raises KernelError with the reason where `load` would return a status that is not loaded."""
     found = load(device, cache_dir=cache_dir, prebuilt=prebuilt, cuda_home=cuda_home, progress=progress)
     if not found.loaded:
-        raise KernelError(f"the {device} kernels cannot be used: {found.reason}")
+        raise KernelError(f"the {device} kernels cannot be used: {found.reason}", found.remedy)
     return found
 
 
@@ -246,7 +260,8 @@ def _check_release(nvcc: str) -> None:
     wanted = str(torch.version.cuda).partition(".")[0]
     if release and release[1] != wanted:
         raise ToolchainError(
-            f"nvcc is of CUDA {release[1]} ({nvcc}), torch {torch.__version__} of CUDA {torch.version.cuda}: install nvcc {wanted}"
+            f"nvcc is of CUDA {release[1]} ({nvcc}), torch {torch.__version__} of CUDA {torch.version.cuda}",
+            f"install an nvcc of CUDA {wanted}, or name such a toolkit in CUDA_HOME",
         )
 
 
@@ -254,11 +269,12 @@ def _first_line(command: list[str], start: str = "") -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ToolchainError(f"{command[0]} does not run: {error}") from error
+        raise ToolchainError(f"{command[0]} does not run: {error}", f"install {Path(command[0]).name} anew") from error
     for line in done.stdout.splitlines():
         if line.startswith(start):
             return line.strip()
-    raise ToolchainError(f"{command[0]} does not run: {_one_line(done.stderr or done.stdout or f'exit code {done.returncode}')}")
+    said = _one_line(done.stderr or done.stdout or f"exit code {done.returncode}")
+    raise ToolchainError(f"{command[0]} does not run: {said}", f"install {Path(command[0]).name} anew")
 
 
 def _prebuilt(device: str, folder: Path) -> KernelStatus:
@@ -266,7 +282,7 @@ def _prebuilt(device: str, folder: Path) -> KernelStatus:
     reason = None if path.is_file() else "there is no such file"
     reason = reason or mismatch(path)
     if reason:
-        return KernelStatus(device, loaded=False, usable=False, reason=f"prebuilt {path}: {reason}", path=path)
+        return KernelStatus(device, loaded=False, usable=False, reason=f"prebuilt {path}: {reason}", path=path, remedy=_MEND_PREBUILT)
     return KernelStatus(device, loaded=False, usable=True, reason=f"prebuilt: {path}", path=path)
 
 

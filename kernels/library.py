@@ -1,11 +1,14 @@
 """Schemas of all ops, the reference as their default implementation on every device, and shapes for tracing.
 
-A compiled library overrides an op for a device by TORCH_LIBRARY_IMPL(landmark_batch, CPU or CUDA, m); callers do not change.
+A compiled library overrides an op for a device by TORCH_LIBRARY_IMPL(landmark_batch, CPU or CUDA, m); callers do not change. It
+serves every caller of its process but those inside `plain_ops`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ _FIELD = "Tensor rays, Tensor ray, Tensor t, float[] box, int[] division, Tensor
 
 SCHEMAS: dict[str, str] = {
     "pack_occupancy": "(Tensor volume, int levels) -> (Tensor, Tensor, Tensor)",
+    "pixel_rays": "(Tensor c2w, Tensor intrinsics, float pixel_center, Tensor pixel_index, int width) -> Tensor",
     "ray_hull": "(Tensor rays, float far, float floor) -> Tensor",
     "ray_box": "(Tensor rays, float[] box, float near, float far) -> Tensor",
     "march": (
@@ -47,6 +51,10 @@ def _pack_occupancy(volume: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor
         volume.new_empty([cells], dtype=torch.uint8),
         volume.new_empty([levels + 1, 4], dtype=torch.int64),
     )
+
+
+def _pixel_rays(c2w: Tensor, intrinsics: Tensor, pixel_center: float, pixel_index: Tensor, width: int) -> Tensor:
+    return c2w.new_empty(pixel_index.shape[0], 6)
 
 
 def _per_ray(rays: Tensor, *_: Any) -> Tensor:
@@ -81,6 +89,7 @@ def _accumulate(weights: Tensor, t: Tensor, ray: Tensor, coloured: Tensor, rgb: 
 
 _SHAPES: dict[str, Callable[..., Tensor | Sequence[Tensor]]] = {
     "pack_occupancy": _pack_occupancy,
+    "pixel_rays": _pixel_rays,
     "ray_hull": _per_ray,
     "ray_box": _per_ray,
     "march": _march,
@@ -90,6 +99,36 @@ _SHAPES: dict[str, Callable[..., Tensor | Sequence[Tensor]]] = {
     "decode": _decode,
     "accumulate": _accumulate,
 }
+
+PLAIN: dict[str, Callable[..., Any]] = {name: getattr(reference, name) for name in SCHEMAS}
+
+
+class _Thread(threading.local):
+    plain = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def plain_ops() -> Iterator[None]:
+    """The ops of this thread are the plain-torch references meanwhile, whatever libraries this process has loaded."""
+    before, _thread.plain = _thread.plain, True
+    try:
+        yield
+    finally:
+        _thread.plain = before
+
+
+class Ops:
+    """The ops by name: the dispatcher's, or the plain references inside `plain_ops`."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        found: Callable[..., Any] = PLAIN[name] if _thread.plain else getattr(torch.ops.landmark_batch, name)
+        return found
+
+
+ops = Ops()
 
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"{NAMESPACE}::{_name}", _schema)

@@ -16,7 +16,11 @@ X86 = ("x86_64", "amd64")
 
 
 class ToolchainError(RuntimeError):
-    """A tool that a build needs is missing; the message says which and how to get it."""
+    """A tool that a build needs is missing; the message says which, `remedy` how to get it."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,27 @@ def find_toolchain(device: str, *, cuda_home: Path | None = None) -> Toolchain:
     """
     compiler = next((found for name in CXX_NAMES if (found := shutil.which(name))), None)
     if compiler is None:
-        raise ToolchainError(f"no C++ compiler: none of {', '.join(CXX_NAMES)} is on the PATH")
+        names = ", ".join(CXX_NAMES)
+        raise ToolchainError(f"no C++ compiler: none of {names} is on the PATH", "install a C++ compiler (Debian: apt install g++)")
     ninja = _find_ninja()
     if ninja is None:
-        raise ToolchainError("no ninja: neither the Python package nor the program is installed (pip install ninja)")
+        raise ToolchainError("no ninja: neither the Python package nor the program is installed", "pip install ninja")
     if not (torch_include() / "torch" / "library.h").is_file():
-        raise ToolchainError(f"torch has no headers in {torch_include()}: kernels need a torch installed from a wheel")
+        raise ToolchainError(f"torch has no headers in {torch_include()}", "install torch from a wheel, which has them: pip install torch")
     nvcc = None
     if device == "cuda":
+        if torch.version.cuda is None:
+            release = str(torch.__version__).partition("+")[0]
+            raise ToolchainError(
+                f"torch {torch.__version__} was built without CUDA: the CUDA kernels link to its libraries",
+                f"install torch with CUDA, which PyPI has for Linux: pip install --force-reinstall torch=={release}",
+            )
         nvcc = find_nvcc(cuda_home)
         if nvcc is None:
-            raise ToolchainError("no nvcc: no CUDA compiler is on the PATH, in CUDA_HOME or among the Python packages")
-        if torch.version.cuda is None:
-            raise ToolchainError(f"torch {torch.__version__} was built without CUDA: the CUDA kernels link to its libraries")
+            raise ToolchainError(
+                "no nvcc: no CUDA compiler is on the PATH, in CUDA_HOME or among the Python packages",
+                "install landmark-batch[cuda], which brings the CUDA compiler",
+            )
     return Toolchain(Path(compiler), ninja, nvcc)
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .library import NAMESPACE
-
-_ops = torch.ops.landmark_batch
+from .library import NAMESPACE, PLAIN
+from .library import ops as _ops
 
 STOP = 1e-7  # transmittance below which float32 sums of weights no longer change
 
@@ -104,6 +103,7 @@ def _shapes(rays: Tensor, ray: Tensor, t: Tensor, *_: object) -> tuple[Tensor, T
     return torch.empty_like(t), t.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
+PLAIN["weigh"] = reference_weigh
 torch.library.define(f"{NAMESPACE}::weigh", SCHEMA)
 torch.library.impl(f"{NAMESPACE}::weigh", "default", reference_weigh)
 torch.library.register_fake(f"{NAMESPACE}::weigh", _shapes)

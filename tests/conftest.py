@@ -1,8 +1,10 @@
-"""Fixtures of every room: the reference data where it is present."""
+"""Fixtures of every room: the reference data where it is present, the compiled CPU kernels, and that no test loads them by accident."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,45 @@ def reference_dir() -> Path:
     if path is None:
         pytest.skip("no reference checkpoints and frames: put them in shared/reference, or name their folder in LANDMARK_BATCH_REFERENCE")
     return path
+
+
+@pytest.fixture(scope="session")
+def libraries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the compiled CPU kernels, built once and kept in pytest's cache; skips where there is no compiler, never on a failed
+    build.
+    """
+    from landmark_batch.kernels import build
+    from landmark_batch.kernels.toolchain import ToolchainError, find_toolchain
+
+    try:
+        find_toolchain("cpu")
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    kept = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
+    folder = Path(kept.mkdir("landmark-kernels")) if kept is not None else tmp_path_factory.getbasetemp() / "kernels"
+    found = build.build("cpu", cache_dir=folder)
+    assert found.usable and found.path is not None, found.reason
+    return found.path.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The cache folder that tests give to commands and workers keeps its kernels in pytest's cache: compiled once a machine."""
+    kept = getattr(request.config, "cache", None)
+    if kept is not None:
+        folder = tmp_path_factory.getbasetemp() / "cache" / "landmark-batch"
+        folder.mkdir(parents=True)
+        builds = Path(kept.mkdir("landmark-kernels")) / "kernels"
+        builds.mkdir(exist_ok=True)
+        (folder / "kernels").symlink_to(builds, target_is_directory=True)
+
+
+@pytest.fixture(autouse=True)
+def _plain_ops_stay_plain() -> Iterator[None]:
+    """A test that loads compiled kernels into this process would change the ops of all tests after it: it takes processes of its own,
+    or the runtime 'torch'.
+    """
+    yield
+    build = sys.modules.get("landmark_batch.kernels.build")
+    if build is not None and "LANDMARK_TEST_KERNELS" not in os.environ:
+        assert "cpu" not in build._loaded, "this test loaded the compiled CPU kernels into the tests' own process"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from landmark_batch.scene.weights import LINE_AXES, PLANE_AXES, AlphaMask, Box, SceneConfig, SceneWeights
+
+RUNTIME = "fused" if "LANDMARK_TEST_KERNELS" in os.environ else "torch"  # of renders in a test's own process, see tests/kernels/compiled
 
 
 def mlp_input_width(*, app_dim: int, view_pe: int, fea_pe: int, embedding_channels: int) -> int:

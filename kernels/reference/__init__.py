@@ -12,6 +12,6 @@ from .decoding import decode
 from .field import appearance, density
 from .marching import march
 from .occupancy import pack_occupancy
-from .rays import ray_box, ray_hull
+from .rays import pixel_rays, ray_box, ray_hull
 
-__all__ = ["accumulate", "appearance", "composite", "decode", "density", "march", "pack_occupancy", "ray_box", "ray_hull"]
+__all__ = ["accumulate", "appearance", "composite", "decode", "density", "march", "pack_occupancy", "pixel_rays", "ray_box", "ray_hull"]

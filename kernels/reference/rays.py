@@ -1,4 +1,4 @@
-"""Rays and intervals: where a ray's samples begin or end."""
+"""Rays of pixels, and intervals: where a ray's samples begin or end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def pixel_rays(c2w: Tensor, intrinsics: Tensor, pixel_center: float, pixel_index: Tensor, width: int) -> Tensor:
+    """Rays [R, 6] of pixels: the camera's place and the unnormalised direction through each.
+
+    c2w [3, 4], intrinsics [4] (fl_x, fl_y, cx, cy), pixel_index [R] int64 = row * width + column. Directions have the bits of
+    LandMark's matrix product: a true division, then (x r0 rounded + y r1) rounded once, then - r2. The fused multiply-add is done
+    in float64, which holds the product exactly.
+    """
+    row = torch.div(pixel_index, width, rounding_mode="floor")
+    column = pixel_index - row * width
+    x = (column.to(torch.float32) - intrinsics[2]).add_(pixel_center).div_(intrinsics[0])
+    y = (row.to(torch.float32) - intrinsics[3]).add_(pixel_center).neg_().div_(intrinsics[1])
+    rotation = c2w[:, :3]
+    first = (x[:, None] * rotation[:, 0]).to(torch.float64)
+    both = first.add_(y[:, None].to(torch.float64) * rotation[:, 1].to(torch.float64)).to(torch.float32)
+    return torch.cat([c2w[:, 3].expand(both.shape[0], 3), both.sub_(rotation[:, 2])], dim=1)
 
 
 def ray_hull(rays: Tensor, far: float, floor: float) -> Tensor:

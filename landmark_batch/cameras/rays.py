@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from landmark_batch import kernels
+
 
 def pixel_rays(c2w: Tensor, intrinsics: Sequence[float] | Tensor, pixel_center: float, pixel_index: Tensor, width: int) -> Tensor:
     """Rays [R, 6] float32 (origin, unnormalised direction) of pixels.
@@ -17,15 +19,7 @@ def pixel_rays(c2w: Tensor, intrinsics: Sequence[float] | Tensor, pixel_center: 
     direction is the distance along the view axis, because the direction is not normalised.
 
     In dense sampling the first sample of a ray lies on the face of the scene's box, and the last bit of the direction decides
-    whether it is inside. So directions have the bits of LandMark's matrix product: a true division, then
-    (x r0 rounded + y r1) rounded once, then - r2. The fused multiply-add is done in float64, which holds the product exactly.
+    whether it is inside, so directions have the bits of LandMark's own.
     """
     lens = torch.as_tensor(intrinsics, dtype=torch.float32, device=pixel_index.device)
-    row = torch.div(pixel_index, width, rounding_mode="floor")
-    column = pixel_index - row * width
-    x = (column.to(torch.float32) - lens[2]).add_(pixel_center).div_(lens[0])
-    y = (row.to(torch.float32) - lens[3]).add_(pixel_center).neg_().div_(lens[1])
-    rotation = c2w[:, :3]
-    first = (x[:, None] * rotation[:, 0]).to(torch.float64)
-    both = first.add_(y[:, None].to(torch.float64) * rotation[:, 1].to(torch.float64)).to(torch.float32)
-    return torch.cat([c2w[:, 3].expand(both.shape[0], 3), both.sub_(rotation[:, 2])], dim=1)
+    return kernels.pixel_rays(c2w, lens, pixel_center, pixel_index, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import platformdirs
 
 from landmark_batch.commands.common import human_bytes, json_option, say_json, say_table
 from landmark_batch.errors import ConfigError, KernelBuildError, LandmarkError
@@ -59,7 +61,7 @@ def examine() -> dict[str, Any]:
 
 def _choice(machine: Any) -> dict[str, Any]:
     """What `render` would use without flags: device, workers, runtime, each with its reason."""
-    from landmark_batch.model.runtime import resolve_runtime
+    from landmark_batch.model.runtime import KernelSource, resolve_runtime
     from landmark_batch.workflows.machine import place_workers
 
     choice: dict[str, Any] = {"possible": True}
@@ -73,7 +75,8 @@ def _choice(machine: Any) -> dict[str, Any]:
         choice["reason"] = "all visible GPUs" if placement.device == "cuda" else "no GPU that torch can use"
     choice |= {"device": placement.device, "workers": placement.workers, "on": placement.device_name, "notes": notes}
     try:
-        runtime = resolve_runtime("auto", placement.device)
+        source = KernelSource.from_environment(os.environ, platformdirs.user_cache_path("landmark-batch"))
+        runtime = resolve_runtime("auto", placement.device, source=source)
         choice |= {"runtime": runtime.runtime, "runtime_reason": runtime.reason}
     except KernelBuildError as error:
         choice |= {"runtime": None, "runtime_reason": str(error)}

@@ -44,7 +44,7 @@ def command() -> None:
 def build_command(devices: tuple[str, ...], architectures: tuple[str, ...], output: Path | None, force: bool, as_json: bool) -> None:
     """Build the kernels into the cache."""
     from landmark_batch.kernels import build
-    from landmark_batch.model.runtime import REMEDIES, KernelSource
+    from landmark_batch.model.runtime import KernelSource
 
     source = KernelSource.from_environment(os.environ, _cache())
     results = []
@@ -58,7 +58,7 @@ def build_command(devices: tuple[str, ...], architectures: tuple[str, ...], outp
             progress=None if as_json else _Bar(),
         )
         if not found.usable:
-            raise KernelBuildError(f"{device}: {found.reason}", remedy=REMEDIES[device].partition(", or")[0])
+            raise KernelBuildError(f"{device}: {found.reason}", remedy=found.remedy)
         copy = None
         if output is not None:
             try:

@@ -12,11 +12,7 @@ from landmark_batch.errors import ConfigError, KernelBuildError
 from landmark_batch.kernels import build
 from landmark_batch.kernels.build import KernelStatus
 
-AUTO_USES_FUSED = {"cpu": False, "cuda": True}  # whether runtime 'auto' takes the compiled kernels of a device
-REMEDIES = {
-    "cpu": "install a C++ compiler (Debian: apt install g++), or set --runtime torch",
-    "cuda": "install landmark-batch[cuda], which brings the CUDA compiler, and a C++ compiler, or set --runtime torch",
-}
+PLAIN_REMEDY = "set --runtime torch"
 
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -40,11 +36,16 @@ class KernelSource:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], cache_dir: Path | None = None) -> KernelSource:
-        """Of LANDMARK_BATCH_KERNELS (prebuilt) and CUDA_HOME; the caller reads the environment."""
+        """Of LANDMARK_BATCH_KERNELS (prebuilt), CUDA_HOME and XDG_CACHE_HOME (the cache folder, unless it is given); the caller
+        reads the environment.
+        """
 
         def path(name: str) -> Path | None:
             return Path(environment[name]) if environment.get(name) else None
 
+        home = path("XDG_CACHE_HOME")
+        if cache_dir is None and home is not None:
+            cache_dir = home / "landmark-batch"
         return cls(cache_dir, path("LANDMARK_BATCH_KERNELS"), path("CUDA_HOME"))
 
     def status(self, device: str) -> KernelStatus:
@@ -58,26 +59,26 @@ class KernelSource:
         return build.build(device, cache_dir=self.cache_dir, cuda_home=self.cuda_home, progress=progress)
 
 
-def resolve_runtime(requested: str, device: str = "cpu", *, kernels: KernelStatus | None = None) -> RuntimeChoice:
+def resolve_runtime(
+    requested: str, device: str = "cpu", *, kernels: KernelStatus | None = None, source: KernelSource | None = None
+) -> RuntimeChoice:
     """requested: 'auto', 'torch' or 'fused', for a device 'cpu' or 'cuda'.
 
-    kernels: of `KernelSource.prepare` before a render, of `KernelSource.status` where nothing may be built (default: the usual
-    cache's). Raises KernelBuildError for kernels that are demanded and not to be had: by 'fused', or by 'auto' on CUDA, where
+    kernels: of `KernelSource.prepare` before a render; by default what there is of `source`, or of the usual cache, and nothing is
+    built. Raises KernelBuildError for kernels that are demanded and not to be had: by 'fused', or by 'auto' on CUDA, where
     plain torch would be many times slower; on a CPU 'auto' then means torch, with one warning. ConfigError for any other word.
     """
     if requested not in ("auto", "torch", "fused"):
         raise ConfigError(f"model.runtime = {requested!r}: one of auto, torch, fused", remedy='set model.runtime = "auto"')
     if requested == "torch":
         return RuntimeChoice("torch", "asked for")
-    if requested == "auto" and not AUTO_USES_FUSED[device]:
-        return RuntimeChoice("torch", f"the default of this version on {device}")
-    kernels = kernels or build.status(device)
+    kernels = kernels or (source or KernelSource()).status(device)
     if kernels.usable:
         return RuntimeChoice("fused", kernels.reason)
     if requested == "auto" and device == "cpu":
         _warn_once(f"the compiled CPU kernels cannot be used, so torch renders, many times slower: {kernels.reason}")
         return RuntimeChoice("torch", f"no compiled kernels: {kernels.reason}")
-    raise KernelBuildError(f'model.runtime = "{requested}" on {device}: {kernels.reason}', remedy=REMEDIES[device])
+    raise KernelBuildError(f'model.runtime = "{requested}" on {device}: {kernels.reason}', remedy=_either(kernels.remedy))
 
 
 def load_runtime(
@@ -85,8 +86,8 @@ def load_runtime(
 ) -> KernelStatus | None:
     """Make this process render with the resolved `runtime`: loads the compiled kernels for 'fused', does nothing for 'torch'.
 
-    The ops of a loaded library serve the whole process from then on, so a process that is to render with 'torch' must not load
-    it. Raises KernelBuildError with the reason.
+    The ops of a loaded library serve the whole process from then on; a `Renderer` of runtime 'torch' does without them even there.
+    Raises KernelBuildError with the reason and the remedies.
     """
     if runtime == "torch":
         return None
@@ -94,7 +95,11 @@ def load_runtime(
     try:
         return build.require(device, cache_dir=source.cache_dir, prebuilt=source.prebuilt, cuda_home=source.cuda_home, progress=progress)
     except build.KernelError as error:
-        raise KernelBuildError(str(error), remedy=REMEDIES[device]) from error
+        raise KernelBuildError(str(error), remedy=_either(error.remedy)) from error
+
+
+def _either(remedy: str) -> str:
+    return f"{remedy}, or {PLAIN_REMEDY}" if remedy else PLAIN_REMEDY
 
 
 def _warn_once(message: str) -> None:

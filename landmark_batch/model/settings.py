@@ -10,7 +10,7 @@ import torch
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob
-from landmark_batch.model.runtime import resolve_runtime
+from landmark_batch.model.runtime import KernelSource, resolve_runtime
 from landmark_batch.scene.weights import Box, SceneConfig
 
 DEFAULT_HULL_SAMPLES = 256
@@ -25,7 +25,9 @@ class RenderSettings:
     rays_per_batch: rays in flight at once, 0 = chosen; never changes a pixel. distance_scale: multiplies distances in alpha.
     background: 'white', 'black' or 'transparent' (premultiplied). appearance: row of the embedding, None without one.
     pixel_center: added to pixel indices, 0 (LandMark) or 0.5. aabb: samples outside are dropped; the scene's box or a crop.
-    precision: 'fp32' or 'fp16', of planes and lines in memory. notes: what a user should know about these settings.
+    precision: 'fp32' or 'fp16', of planes and lines in memory. tensor_parallel: ranks that share the channels; sums of their shares
+    differ in the last bits from the sum of one. notes: what a user should know about these settings.
+    runtime_reason: why this runtime, one line.
     """
 
     mode: Literal["hull", "dense"]
@@ -41,10 +43,12 @@ class RenderSettings:
     aabb: Box
     precision: Literal["fp32", "fp16"]
     runtime: Literal["torch", "fused"]
+    tensor_parallel: int = 1
     notes: tuple[str, ...] = field(default=(), compare=False)
+    runtime_reason: str = field(default="", compare=False)
 
     def pixel_settings(self) -> dict[str, Any]:
-        """What changes pixels, JSON-ready, for a frame's fingerprint."""
+        """What changes pixels, JSON-ready, for a frame's fingerprint. Frames of one rank say nothing of tensor_parallel."""
         return {
             "sampling.mode": self.mode,
             "sampling.samples": self.samples,
@@ -58,14 +62,16 @@ class RenderSettings:
             "cameras.pixel_center": self.pixel_center,
             "model.precision": self.precision,
             "model.runtime": self.runtime,
+            **({"parallel.tensor_parallel": self.tensor_parallel} if self.tensor_parallel > 1 else {}),
         }
 
 
-def resolve_settings(job: RenderJob, config: SceneConfig, *, device: str = "cpu") -> RenderSettings:
+def resolve_settings(job: RenderJob, config: SceneConfig, *, device: str = "cpu", kernels: KernelSource | None = None) -> RenderSettings:
     """Fill in what the job leaves open: near and far from the checkpoint, samples from its step size (dense) or its training
     arguments (hull, 256 without them), distance_scale from the checkpoint, appearance row 0, the scene's own box.
 
-    device: 'cpu' or 'cuda', which `runtime = "auto"` depends on. Raises ConfigError naming key, value and remedy.
+    device: 'cpu' or 'cuda', kernels: where compiled ones come from; `runtime = "auto"` depends on both. Raises ConfigError naming
+    key, value and remedy; KernelBuildError as `resolve_runtime`.
     """
     sampling = job.sampling
     near = config.near_far[0] if sampling.near is None else sampling.near
@@ -80,6 +86,7 @@ def resolve_settings(job: RenderJob, config: SceneConfig, *, device: str = "cpu"
     if not 1 <= samples <= MAX_SAMPLES:
         raise ConfigError(f"sampling.samples = {samples}: between 1 and {MAX_SAMPLES} samples a ray", remedy="set sampling.samples")
     appearance, notes = _appearance(job, config)
+    runtime = resolve_runtime(job.model.runtime, device, source=kernels)
     box = _crop(job.scene.aabb, config)
     return RenderSettings(
         mode=sampling.mode,
@@ -94,8 +101,10 @@ def resolve_settings(job: RenderJob, config: SceneConfig, *, device: str = "cpu"
         pixel_center=job.cameras.pixel_center,
         aabb=box,
         precision=job.model.precision,
-        runtime=resolve_runtime(job.model.runtime, device).runtime,
+        runtime=runtime.runtime,
+        tensor_parallel=job.parallel.tensor_parallel,
         notes=notes,
+        runtime_reason=runtime.reason,
     )
 
 

@@ -171,6 +171,9 @@ def test_a_missing_tool_is_named(missing: str, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(toolchain, "torch_include", lambda: tmp_path)
     for found in (build.status("cpu", cache_dir=tmp_path), build.build("cpu", cache_dir=tmp_path)):
         assert not found.usable and {"compiler": "no C++ compiler", "ninja": "no ninja", "headers": "no headers"}[missing] in found.reason
+        assert {"compiler": "apt install g++", "ninja": "pip install ninja", "headers": "install torch from a wheel"}[
+            missing
+        ] in found.remedy
     assert found.as_dict()["loaded"] is False
 
 
@@ -190,9 +193,13 @@ def test_a_cache_that_cannot_be_written(compiler: Callable[..., Path], tmp_path:
 def test_cuda_without_a_cuda_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(toolchain, "find_nvcc", lambda home: Path("/usr/bin/nvcc"))
-    assert "built without CUDA" in build.status("cuda", cache_dir=tmp_path).reason
+    found = build.status("cuda", cache_dir=tmp_path)
+    assert "built without CUDA" in found.reason and "install torch with CUDA" in found.remedy
     monkeypatch.setattr(toolchain, "find_nvcc", lambda home: None)
-    assert "no nvcc" in build.load("cuda", cache_dir=tmp_path).reason
+    assert "built without CUDA" in build.load("cuda", cache_dir=tmp_path).reason, "a compiler alone would not help"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    found = build.load("cuda", cache_dir=tmp_path)
+    assert "no nvcc" in found.reason and "landmark-batch[cuda]" in found.remedy
 
 
 def test_nvcc_of_a_toolkit_comes_first(tmp_path: Path) -> None:

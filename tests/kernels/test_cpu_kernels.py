@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from landmark_batch.kernels import build
-from landmark_batch.kernels.toolchain import ToolchainError, find_toolchain
+from tests.conftest import libraries
+
+__all__ = ["libraries"]  # benchmarks take it from here
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -24,19 +26,6 @@ SETS = {
     + [f"tests/kernels/test_{name}.py" for name in OPS],
     "frames": ["tests/kernels/compiled/check_frames.py", "tests/model/test_exactness.py", "tests/model/test_reference_frames.py"],
 }
-
-
-@pytest.fixture(scope="session")
-def libraries(request: pytest.FixtureRequest) -> Path:
-    """Folder of the library, built once and kept in pytest's cache; skips where there is no compiler, never on a failed build."""
-    try:
-        find_toolchain("cpu")
-    except ToolchainError as error:
-        pytest.skip(str(error))
-    assert request.config.cache is not None
-    found = build.build("cpu", cache_dir=Path(request.config.cache.mkdir("landmark-kernels")))
-    assert found.usable and found.path is not None, found.reason
-    return found.path.parent
 
 
 @pytest.mark.timeout(600)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from landmark_batch import kernels
+from landmark_batch.kernels import weighing  # noqa: F401  its op stands in PLAIN
+from landmark_batch.kernels.library import PLAIN
 from tests.kernels.conftest import BOX, blobs, random_rays
 
 
@@ -34,11 +36,13 @@ def arguments() -> dict[str, tuple[Any, ...]]:
     ]
     return {
         "pack_occupancy": (volume, 2),
+        "pixel_rays": (torch.randn(3, 4, generator=generator), torch.tensor([30.0, 31.0, 8.0, 5.0]), 0.5, torch.arange(160), 16),
         "ray_hull": (rays, 3.0, -0.1),
         "ray_box": (rays, list(BOX), 0.1, 3.0),
         "march": (rays, extent, 0.05 * (1 - s), s, list(BOX), occupancy, list(BOX), 0.5),
         "density": (*field, None),
         "composite": composite,
+        "weigh": (rays, ray, t, delta, 20, *field[3:], None, *composite[4:], 1e-7),
         "appearance": (*field, torch.randn(9, 6, generator=generator)),
         "decode": (torch.rand(len(seen), 9, generator=generator), rays, seen, matrices, [], 2, 2),
         "accumulate": (weights, t, ray, coloured, torch.rand(len(seen), 3, generator=generator), 20),
@@ -46,16 +50,16 @@ def arguments() -> dict[str, tuple[Any, ...]]:
 
 
 def test_every_op_has_arguments_here() -> None:
-    assert set(arguments()) == set(kernels.SCHEMAS)
+    assert set(arguments()) == set(PLAIN)
 
 
-@pytest.mark.parametrize("name", list(kernels.SCHEMAS))
+@pytest.mark.parametrize("name", list(PLAIN))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_opcheck(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.landmark_batch, name).default, arguments()[name])
 
 
-@pytest.mark.parametrize("name", list(kernels.SCHEMAS))
+@pytest.mark.parametrize("name", list(PLAIN))
 def test_the_reference_is_the_default_of_every_device(name: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"landmark_batch::{name}", "CompositeExplicitAutograd")
 
@@ -69,6 +73,10 @@ def test_wrappers_name_the_wrong_argument() -> None:
         kernels.ray_hull(rays.double(), 1.0, 0.0)
     with pytest.raises(ValueError, match="box has 3 numbers"):
         kernels.ray_box(rays, (0, 0, 0), 0.0, 1.0)
+    with pytest.raises(TypeError, match=r"pixel_index is torch\.int32"):
+        kernels.pixel_rays(torch.zeros(3, 4), torch.ones(4), 0.0, ray, 4)
+    with pytest.raises(ValueError, match="width = 0"):
+        kernels.pixel_rays(torch.zeros(3, 4), torch.ones(4), 0.0, ray.long(), 0)
     with pytest.raises(ValueError, match="base is empty"):
         kernels.march(rays, torch.zeros(4), torch.zeros(0), torch.zeros(0), BOX)
     with pytest.raises(ValueError, match="t has shape"):

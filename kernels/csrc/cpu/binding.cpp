@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string_view>
 #include <tuple>
@@ -52,6 +53,17 @@ Tensor copy_out(const void* from, int64_t count, const Tensor& like, at::ScalarT
     return out;
 }
 
+Tensor pixel_rays(const Tensor& pose_in, const Tensor& lens_in, double center, const Tensor& index_in, int64_t width) {
+    const Tensor pose = pose_in.contiguous(), lens = lens_in.contiguous(), index = index_in.contiguous();
+    Pixels p{};
+    std::copy_n(pose.const_data_ptr<float>(), 12, p.pose);
+    std::copy_n(lens.const_data_ptr<float>(), 4, p.lens);
+    p.center = (float)center, p.index = index.const_data_ptr<int64_t>(), p.count = index.size(0), p.width = width;
+    Tensor rays = at::empty({p.count, 6}, pose.options());
+    chosen->pixel_rays(p, rays.mutable_data_ptr<float>());
+    return rays;
+}
+
 Tensor ray_hull(const Tensor& rays_in, double far, double floor) {
     const Tensor rays = rays_in.contiguous();
     Tensor reach = at::empty({rays.size(0)}, rays.options());
@@ -96,6 +108,8 @@ std::tuple<Tensor, Tensor, Tensor> march(
     }
     chosen->march_groups(bases, slopes, m.samples, groups);
     m.base = bases, m.slope = slopes, m.groups = groups;
+    for (int64_t k = 0; k < samples; k++) m.base_most = std::max(m.base_most, std::fabs(bases[k])), m.slope_most = std::max(m.slope_most, std::fabs(slopes[k]));
+    m.scratch = scratch<int32_t>(2, march_scratch(m.samples));
     for (int i = 0; i < 6; i++) m.box[i] = (float)box[i];
     Tensor codes, coarse, levels;
     if (!occupancy.empty()) {
@@ -113,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> march(
     std::vector<std::tuple<Tensor, Tensor, Tensor>> parts;
     for (int64_t r = 0; r < count;) {
         if (found.count || !found.capacity) {
-            const int64_t room = std::max<int64_t>(samples + 16, std::min<int64_t>((count - r) * samples + 16, 1 << 20));
+            const int64_t room = std::max<int64_t>(16 * samples + 16, std::min<int64_t>((count - r) * samples + 16, 1 << 20));
             float* memory = scratch<float>(1, 3 * room);
             if (found.count)
                 parts.emplace_back(copy_out(found.ray, found.count, rays, at::kInt), copy_out(found.t, found.count, rays, at::kFloat), copy_out(found.delta, found.count, rays, at::kFloat));
@@ -261,6 +275,7 @@ __attribute__((visibility("default"))) const char* landmark_cpu_variant(const ch
 }
 
 TORCH_LIBRARY_IMPL(landmark_batch, CPU, m) {
+    m.impl("pixel_rays", landmark::pixel_rays);
     m.impl("ray_hull", landmark::ray_hull);
     m.impl("ray_box", landmark::ray_box);
     m.impl("march", landmark::march);

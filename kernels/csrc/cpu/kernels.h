@@ -32,13 +32,21 @@ struct Points {  // samples: rays [., 6], ray [count], t [count]
     int64_t count;
 };
 
+struct Pixels {  // of a camera: pose [3, 4], lens (fl_x, fl_y, cx, cy), index [count] = row * width + column
+    float pose[12], lens[4], center;
+    const int64_t* index;
+    int64_t count, width;
+};
+
 struct March {
     const float* rays;    // [., 6]
     const float* extent;  // [.]
     const float* base;    // [samples + 32], the last one repeated
     const float* slope;
-    const float* groups;  // march_groups() made it: first and last base and slope of each MARCH_GROUP samples
+    const float* groups;  // march_groups() made it: bounds of base and slope over some samples each
+    float base_most, slope_most;  // largest absolute values
     int samples;
+    int32_t* scratch;  // march_scratch() numbers
     float box[6];
     const uint8_t* codes;  // null: no mask
     int64_t cells[3];      // of codes along x, y, z
@@ -80,6 +88,7 @@ struct Decoder {
 
 struct Kernels {
     const char* name;
+    void (*pixel_rays)(const Pixels&, float* rays);
     void (*march_groups)(const float* base, const float* slope, int samples, float* groups);
     int64_t (*march)(const March&, int64_t begin, int64_t end, Survivors&);  // stops at the first ray that may not fit: its index
     size_t (*field_scratch)(const Field&);
@@ -95,7 +104,10 @@ extern const Kernels kernels_avx512, kernels_avx2, kernels_portable;
 
 constexpr int MARCH_GROUP = 8;
 inline int march_group_count(int samples) { return (samples + MARCH_GROUP - 1) / MARCH_GROUP; }
-inline size_t march_group_floats(int samples) { return (size_t)4 * ((march_group_count(samples) + 15) / 16 * 16); }
+inline int march_group_stride(int samples) { return (march_group_count(samples) + 15) / 16 * 16; }
+inline size_t march_group_floats(int samples) { return (size_t)6 * 5 * march_group_stride(samples); }  // of groups, and of a group's four pairs
+inline int march_padded(int samples) { return (samples + 31) / 16 * 16; }
+inline size_t march_scratch(int samples) { return (size_t)3 * march_padded(samples); }
 inline size_t appearance_floats(int64_t columns, int outputs) {  // products of one tile, basis transposed, features of one tile
     size_t padded = (size_t)(outputs + 15) / 16 * 16;
     return (size_t)48 * columns + padded * columns + 48 * padded + 64;

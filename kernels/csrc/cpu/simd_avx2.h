@@ -59,12 +59,14 @@ static inline H load8(const float* p) { return {_mm256_loadu_ps(p)}; }
 static inline H one8() { return {_mm256_set1_ps(1.0f)}; }
 static inline H operator*(H x, H y) { return {_mm256_mul_ps(x.v, y.v)}; }
 static inline H fma(H x, H y, H z) { return {_mm256_fmadd_ps(x.v, y.v, z.v)}; }
-static inline float largest(F x) {
-    __m256 a = _mm256_max_ps(x.a, x.b);
-    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
-}
+
+static inline F load4(const float* p) { const __m256 a = _mm256_broadcast_ps((const __m128*)p); return {a, a}; }
+static inline __m256 least4(__m256 a) { a = _mm256_min_ps(a, _mm256_permute_ps(a, 0xb1)); return _mm256_min_ps(a, _mm256_permute_ps(a, 0x4e)); }
+static inline __m256 most4(__m256 a) { a = _mm256_max_ps(a, _mm256_permute_ps(a, 0xb1)); return _mm256_max_ps(a, _mm256_permute_ps(a, 0x4e)); }
+static inline F least4(F x) { return {least4(x.a), least4(x.b)}; }
+static inline F most4(F x) { return {most4(x.a), most4(x.b)}; }
+static inline F least_quarter(F x) { __m256 a = _mm256_min_ps(x.a, x.b); a = _mm256_min_ps(a, _mm256_permute2f128_ps(a, a, 1)); return {a, a}; }
+static inline F most_quarter(F x) { __m256 a = _mm256_max_ps(x.a, x.b); a = _mm256_max_ps(a, _mm256_permute2f128_ps(a, a, 1)); return {a, a}; }
 
 static inline I seti(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline I counting() { return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)}; }
@@ -103,6 +105,15 @@ static inline M operator!(M x) {
     const __m256 ones = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     return {_mm256_xor_ps(x.a, ones), _mm256_xor_ps(x.b, ones)};
 }
+static inline M from_bits(uint32_t x) {
+    const __m256i all = _mm256_set1_epi32((int)x), a = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), b = _mm256_slli_epi32(a, 8);
+    return as_mask(_mm256_cmpeq_epi32(_mm256_and_si256(all, a), a), _mm256_cmpeq_epi32(_mm256_and_si256(all, b), b));
+}
+static inline M has_bit(I x, int bit) {
+    const __m256i one = _mm256_set1_epi32(1 << bit);
+    return as_mask(_mm256_cmpeq_epi32(_mm256_and_si256(x.a, one), one), _mm256_cmpeq_epi32(_mm256_and_si256(x.b, one), one));
+}
+static inline F add_where(M m, F x, F y) { return {_mm256_add_ps(x.a, _mm256_and_ps(m.a, y.a)), _mm256_add_ps(x.b, _mm256_and_ps(m.b, y.b))}; }
 static inline M first(int n) { return as_mask(lane_mask(n), lane_mask(n - 8)); }
 static inline M first(int n, int m) { return as_mask(lane_mask(n), lane_mask(m)); }
 static inline uint32_t bits(M x) { return (uint32_t)_mm256_movemask_ps(x.a) | (uint32_t)_mm256_movemask_ps(x.b) << 8; }

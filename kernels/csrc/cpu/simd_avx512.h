@@ -55,7 +55,12 @@ static inline H load8(const float* p) { return {_mm256_loadu_ps(p)}; }
 static inline H one8() { return {_mm256_set1_ps(1.0f)}; }
 static inline H operator*(H a, H b) { return {_mm256_mul_ps(a.v, b.v)}; }
 static inline H fma(H a, H b, H c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-static inline float largest(F a) { return _mm512_reduce_max_ps(a.v); }
+static inline F load4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }  // the same four floats in each quarter
+// Of each aligned four lanes, then of the four quarters, lane by lane.
+static inline F least4(F a) { __m512 b = _mm512_min_ps(a.v, _mm512_permute_ps(a.v, 0xb1)); return {_mm512_min_ps(b, _mm512_permute_ps(b, 0x4e))}; }
+static inline F most4(F a) { __m512 b = _mm512_max_ps(a.v, _mm512_permute_ps(a.v, 0xb1)); return {_mm512_max_ps(b, _mm512_permute_ps(b, 0x4e))}; }
+static inline F least_quarter(F a) { __m512 b = _mm512_min_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0xb1)); return {_mm512_min_ps(b, _mm512_shuffle_f32x4(b, b, 0x4e))}; }
+static inline F most_quarter(F a) { __m512 b = _mm512_max_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0xb1)); return {_mm512_max_ps(b, _mm512_shuffle_f32x4(b, b, 0x4e))}; }
 
 static inline I seti(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline I counting() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
@@ -88,6 +93,9 @@ static inline I gather_bytes(const uint8_t* p, I i) {
 static inline M operator&(M a, M b) { return {(__mmask16)(a.v & b.v)}; }
 static inline M operator|(M a, M b) { return {(__mmask16)(a.v | b.v)}; }
 static inline M operator!(M a) { return {(__mmask16)~a.v}; }
+static inline M from_bits(uint32_t x) { return {(__mmask16)x}; }
+static inline M has_bit(I a, int bit) { return {_mm512_test_epi32_mask(a.v, _mm512_set1_epi32(1 << bit))}; }
+static inline F add_where(M m, F a, F b) { return {_mm512_mask_add_ps(a.v, m.v, a.v, b.v)}; }  // a + b, elsewhere a
 static inline M first(int n) { return {(__mmask16)((1u << n) - 1)}; }
 static inline M first(int n, int m) { return {(__mmask16)(((1u << n) - 1) | ((1u << m) - 1) << 8)}; }  // of each eight
 static inline uint32_t bits(M a) { return a.v; }

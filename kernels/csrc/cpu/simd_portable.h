@@ -73,7 +73,12 @@ static inline H load8(const float* p) { H r; memcpy(r.v, p, 32); return r; }
 static inline H one8() { H r; for (int i = 0; i < 8; i++) r.v[i] = 1.0f; return r; }
 static inline H operator*(H a, H b) { H r; for (int i = 0; i < 8; i++) r.v[i] = a.v[i] * b.v[i]; return r; }
 static inline H fma(H a, H b, H c) { H r; for (int i = 0; i < 8; i++) r.v[i] = multiply_add(a.v[i], b.v[i], c.v[i]); return r; }
-static inline float largest(F a) { float m = a.v[0]; for (int i = 1; i < 16; i++) m = a.v[i] > m ? a.v[i] : m; return m; }
+static inline F load4(const float* p) { EACH(F, p[i % 4]); }
+static inline F pairwise(F a, int distance, int most) { EACH(F, (a.v[i] < a.v[i ^ distance]) != most ? a.v[i] : a.v[i ^ distance]); }
+static inline F least4(F a) { return pairwise(pairwise(a, 1, 0), 2, 0); }
+static inline F most4(F a) { return pairwise(pairwise(a, 1, 1), 2, 1); }
+static inline F least_quarter(F a) { return pairwise(pairwise(a, 4, 0), 8, 0); }
+static inline F most_quarter(F a) { return pairwise(pairwise(a, 4, 1), 8, 1); }
 
 static inline int32_t whole(float x) { return x >= -2147483648.0f && x < 2147483648.0f ? (int32_t)x : INT32_MIN; }  // as x86 converts
 static inline I seti(int32_t x) { EACH(I, x); }
@@ -102,6 +107,9 @@ static inline I gather_bytes(const uint8_t* p, I j) { EACH(I, p[j.v[i]]); }
 static inline M operator&(M a, M b) { EACH(M, a.v[i] & b.v[i]); }
 static inline M operator|(M a, M b) { EACH(M, a.v[i] | b.v[i]); }
 static inline M operator!(M a) { EACH(M, ~a.v[i]); }
+static inline M from_bits(uint32_t x) { EACH(M, -(int32_t)(x >> i & 1)); }
+static inline M has_bit(I a, int bit) { EACH(M, -(a.v[i] >> bit & 1)); }
+static inline F add_where(M m, F a, F b) { EACH(F, m.v[i] ? a.v[i] + b.v[i] : a.v[i]); }
 static inline M first(int n) { EACH(M, -(i < n)); }
 static inline M first(int n, int m) { EACH(M, -(i < 8 ? i < n : i - 8 < m)); }
 static inline uint32_t bits(M a) { uint32_t r = 0; for (int i = 0; i < 16; i++) r |= (uint32_t)(a.v[i] & 1) << i; return r; }

@@ -7,6 +7,7 @@
 #include "composite.h"
 #include "decode.h"
 #include "march.h"
+#include "rays.h"
 
 #define LANDMARK_JOIN2(a, b) a##b
 #define LANDMARK_JOIN(a, b) LANDMARK_JOIN2(a, b)
@@ -14,7 +15,7 @@
 #define LANDMARK_TEXT(a) LANDMARK_TEXT2(a)
 
 const landmark::Kernels landmark::LANDMARK_JOIN(kernels_, LANDMARK_VARIANT) = {
-    LANDMARK_TEXT(LANDMARK_VARIANT),  LANDMARK_VARIANT::march_groups, LANDMARK_VARIANT::march,          LANDMARK_VARIANT::field_scratch,
-    LANDMARK_VARIANT::density,        LANDMARK_VARIANT::appearance,   LANDMARK_VARIANT::composite,      LANDMARK_VARIANT::weigh,
-    LANDMARK_VARIANT::decode_scratch, LANDMARK_VARIANT::decode,
+    LANDMARK_TEXT(LANDMARK_VARIANT),  LANDMARK_VARIANT::pixel_rays, LANDMARK_VARIANT::march_groups, LANDMARK_VARIANT::march,
+    LANDMARK_VARIANT::field_scratch,  LANDMARK_VARIANT::density,    LANDMARK_VARIANT::appearance,   LANDMARK_VARIANT::composite,
+    LANDMARK_VARIANT::weigh,          LANDMARK_VARIANT::decode_scratch, LANDMARK_VARIANT::decode,
 };

@@ -101,3 +101,61 @@ def test_inputs_need_not_be_contiguous() -> None:
     a = kernels.march(rays, extent, 0.1 * (1 - s), s, BOX)
     b = kernels.march(wide, extent, 0.1 * (1 - s), s, BOX)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("width", [1, 7, 64])
+@pytest.mark.parametrize("center", [0.0, 0.5])
+def test_rays_of_pixels(width: int, center: float) -> None:
+    generator = torch.Generator().manual_seed(width)
+    pose, lens = torch.randn(3, 4, generator=generator), torch.tensor([17.3, 19.1, 0.37 * width, 11.0])
+    for pixels in (torch.arange(width * 23), torch.randint(0, 10**9, (301,), generator=generator), torch.zeros(0, dtype=torch.int64)):
+        want = reference.pixel_rays(pose, lens, center, pixels, width)
+        assert torch.equal(kernels.pixel_rays(pose, lens, center, pixels, width), want)
+    wide = torch.randn(3, 8, generator=generator)[:, ::2]
+    pixels = torch.arange(0, 90, 3)
+    assert torch.equal(kernels.pixel_rays(wide, lens, center, pixels, width), reference.pixel_rays(wide, lens, center, pixels, width))
+
+
+def bundle(count: int, seed: int) -> Tensor:
+    """Neighbouring rays as a camera has them, some of them level with the horizon."""
+    pose = torch.tensor([[0.9, 0.1, 0.42, 0.3], [-0.3, 0.85, 0.44, -0.5], [-0.31, -0.52, 0.8, 0.6]])
+    lens = torch.tensor([40.0 + seed, 40.0, 32.0, 20.0])
+    return reference.pixel_rays(pose, lens, 0.0, torch.arange(count) * 3 + 17 * seed, 64)
+
+
+@pytest.mark.parametrize("mask", ["none", "blobs", "sparse"])
+@pytest.mark.parametrize("count", [1, 15, 17, 200])
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
+def test_rays_that_go_together(mask: str, count: int, spread: float) -> None:
+    """Sixteen rays are bounded together: alike, nearly alike, a camera's, and with one among them that is none."""
+    rays = bundle(count, 3)
+    rays[:, 3:] = rays[:1, 3:] + (rays[:, 3:] - rays[:1, 3:]) * spread
+    extent = kernels.ray_hull(rays, 3.0, BOX[2])
+    for samples in (2, 31, 200):
+        s = torch.linspace(0, 1, samples)
+        assert_same(rays, extent, 0.05 * (1 - s), s, MASKS[mask], 0.5)
+        assert_same(rays, kernels.ray_box(rays, BOX, 0.1, 3.0), s * 2, torch.ones_like(s), MASKS[mask], 0.5)
+    if mask == "none":
+        return  # what is not finite survives there: see below
+    for place, value in ((0, 1e30), (3, float("inf")), (5, 1e-45)):
+        odd = rays.clone()
+        odd[count // 2, place] = value
+        assert_same(odd, kernels.ray_hull(odd, 3.0, BOX[2]), 0.05 * (1 - s), s, MASKS[mask], 0.5)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 7])
+def test_any_number_of_coarse_levels(levels: int) -> None:
+    rays, s = bundle(640, 1), torch.linspace(0, 1, 150)
+    extent = kernels.ray_hull(rays, 3.0, BOX[2])
+    occupancy = list(kernels.pack_occupancy(blobs((60, 61, 62), 0.2), levels))
+    want = reference.march(rays, extent, 0.1 * (1 - s), s, BOX, occupancy, BOX, 0.5)
+    got = kernels.march(rays, extent, 0.1 * (1 - s), s, BOX, occupancy, BOX, 0.5)
+    assert len(want[0]) > 1000
+    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
+def test_tables_that_go_back_and_forth() -> None:
+    """Nothing says that the samples of a ray are in order, as long as a coarse cell covers eight of them: here all are near."""
+    rays, generator = bundle(200, 2), torch.Generator().manual_seed(5)
+    s = torch.rand(64, generator=generator) * 0.01 + 0.4
+    assert_same(rays, torch.full((200,), 2.0), 0.0 * s, s, MASKS["blobs"], 0.5)
