@@ -13,9 +13,13 @@ from torch import Tensor
 from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.kernels import fused
+from landmark_batch.kernels.tuning import Launches, Shape
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import STORAGE
+from landmark_batch.model.frame_graph import FrameGraphs
 from landmark_batch.model.output import RenderOutput
+from landmark_batch.model.profile import recording, span
+from landmark_batch.model.runtime import load_runtime
 from landmark_batch.model.sampling import Sampler, flat_box
 from landmark_batch.model.settings import RenderSettings
 from landmark_batch.scene.weights import SceneWeights
@@ -24,6 +28,7 @@ from landmark_batch.scene.weights import SceneWeights
 STOP = {"fp32": 1e-7, "fp16": 1e-4}
 RAYS = 2**21  # at most in a batch, unless the job says otherwise: a frame of 1920x1080 is one
 MEMORY_SHARE = 0.25  # of the free memory, for the buffers of a batch
+TUNING_RAYS = 2**16  # fewer rays say little about launch shapes
 TILE = (8, 4)  # pixels a warp takes: neighbours share texels
 
 
@@ -34,10 +39,21 @@ class FusedRenderer:
     samples start small and grow when a frame needs more: that frame is rendered again, none is lost.
     """
 
-    def __init__(self, weights: SceneWeights, settings: RenderSettings, device: torch.device | str = "cuda") -> None:
+    def __init__(
+        self,
+        weights: SceneWeights,
+        settings: RenderSettings,
+        device: torch.device | str = "cuda",
+        launches: Launches | None = None,
+    ) -> None:
+        """launches: where the kernels' launch shapes are found or kept; None takes the default ones."""
+        self._launches = launches
+        self._launch = {"trace": 0, "shade": 0}
+        self._graphs = FrameGraphs(torch.device(device))
         self.settings = settings
         self.config = weights.config
         self.device = torch.device(device)
+        load_runtime(settings.runtime, self.device.type)
         dtype = STORAGE[settings.precision]
         config = weights.config
         with torch.inference_mode():
@@ -72,22 +88,44 @@ class FusedRenderer:
     def render(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> RenderOutput:
         """One frame. c2w: [3, 4] camera to world, OpenGL axes. intrinsics: (fl_x, fl_y, cx, cy) in pixels."""
         with torch.inference_mode():
-            while True:
-                rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, height)
-                coloured, most, absent, survived, overfull = (int(v) for v in status.tolist())  # waits for the frame
-                if not self._grow(most, bool(overfull), coloured / (width * height)):
-                    break
-            if absent:
-                raise RuntimeError(f"{absent} samples lie in blocks that are not in memory")
+            order = tile_order(width, height, self.device)
+            rgb, depth, alpha, counters = self._sums(c2w, intrinsics, width, order, order)
             if self.settings.background == "white":
                 rgb = rgb.add_(1.0 - alpha[..., None])
-            counters = {
-                "rays": width * height,
-                "samples": width * height * self.settings.samples,
-                "survived": survived,
-                "coloured": coloured,
-            }
-            return RenderOutput(rgb.clamp_(0.0, 1.0), depth, alpha, counters, {})
+            return RenderOutput(
+                rgb.clamp_(0.0, 1.0).view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, {}
+            )
+
+    def render_pixels(
+        self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, int]]:
+        """Some pixels of a frame, with the bits they have in the whole of it, in their order.
+
+        pixels [P] int64: row * width + column, best a choice from `tile_order`, whose neighbours share texels. Returns rgb [P, 3]
+        before the background, depth [P], alpha [P], counters as in RenderOutput.
+        """
+        with torch.inference_mode():
+            return self._sums(c2w, intrinsics, width, pixels, None)
+
+    def _sums(
+        self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor, place: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, int]]:
+        """`render_pixels`, with pixel i in row place[i] of what is returned."""
+        count = pixels.shape[0]
+        coloured = survived = 0
+        while count:
+            rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, pixels, place)
+            coloured, most, absent, survived, overfull = (int(v) for v in status.tolist())  # waits for the frame
+            if not self._grow(most, bool(overfull), coloured / count):
+                if absent:
+                    raise RuntimeError(f"{absent} samples lie in blocks that are not in memory")
+                if self._launches is not None and count >= TUNING_RAYS:
+                    self._tune(self._launches, c2w, intrinsics, width, pixels)
+                break
+        else:
+            rgb, depth, alpha = (torch.empty(0, *shape, device=self.device) for shape in ((3,), (), ()))
+        counters = {"rays": count, "samples": count * self.settings.samples, "survived": survived, "coloured": coloured}
+        return rgb, depth, alpha, counters
 
     def _grow(self, most: int, overfull: bool, coloured_per_ray: float) -> bool:
         """Whether the frame has to be rendered again, with larger buffers."""
@@ -111,27 +149,57 @@ class FusedRenderer:
         return max(4096, min(RAYS, int(left * MEMORY_SHARE / ray)))
 
     def _frame(
-        self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int
+        self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, order: Tensor, place: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(self.device, non_blocking=True)
-        lens = torch.tensor([float(v) for v in intrinsics], dtype=torch.float32).to(self.device, non_blocking=True)
-        order = _tile_order(width, height, self.device)
-        rgb = torch.empty(height * width, 3, dtype=torch.float32, device=self.device)
-        depth = torch.empty(height * width, dtype=torch.float32, device=self.device)
-        alpha = torch.empty(height * width, dtype=torch.float32, device=self.device)
+        """rgb, depth, alpha and status of pixels, all still on the device."""
+        pose, lens = self._camera(c2w, intrinsics)
+        batch = self.settings.rays_per_batch or self._batch()
+        if self._shade is None or recording():  # counts are looked at in between, or every step is measured
+            return self._steps(pose, lens, width, order, place, batch)
+        buffers = batch, self._capacity, self._coloured_per_ray
+        key = (width, order.data_ptr(), order.shape[0], place is None, *buffers, *self._launch.values())
+        return self._graphs.run(key, lambda pose, lens: self._steps(pose, lens, width, order, place, batch), pose, lens)
+
+    def _steps(
+        self, pose: Tensor, lens: Tensor, width: int, order: Tensor, place: Tensor | None, batch: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count = order.shape[0]
+        rgb = torch.empty(count, 3, dtype=torch.float32, device=self.device)
+        depth = torch.empty(count, dtype=torch.float32, device=self.device)
+        alpha = torch.empty(count, dtype=torch.float32, device=self.device)
         totals = []
-        for pixels in torch.split(order, self.settings.rays_per_batch or self._batch()):
-            rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels, width)
-            traced = self._trace(rays)
-            rgb[pixels] = self._colours(rays, traced)
-            depth[pixels], alpha[pixels] = traced.depth, traced.alpha
+        for start in range(0, count, batch):
+            part = slice(start, min(start + batch, count))
+            rows = part if place is None else place[part]
+            rays = pixel_rays(pose, lens, self.settings.pixel_center, order[part], width)
+            with span("march and density", self.device):
+                traced = self._trace(rays)
+            colours = self._colours(rays, traced)
+            with span("image", self.device):
+                rgb[rows], depth[rows], alpha[rows] = colours, traced.depth, traced.alpha
             totals.append(torch.cat([traced.status, traced.status[:1] > traced.list.shape[0]]).to(torch.int64))
         table = torch.stack(totals)
         status = table.sum(0)
         status[1] = table[:, 1].amax()
-        return rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), status
+        return rgb, depth, alpha, status
 
-    def _trace(self, rays: Tensor) -> fused.Traced:
+    def _camera(self, c2w: NDArray[np.floating], intrinsics: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Pose [3, 4] and lens [4] on the device."""
+        pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(self.device, non_blocking=True)
+        lens = torch.tensor([float(v) for v in intrinsics], dtype=torch.float32).to(self.device, non_blocking=True)
+        return pose, lens
+
+    def _tune(self, launches: Launches, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor) -> None:
+        """Choose launch shapes by timing them on a batch of these pixels, unless this GPU's are known. No pixel depends on it."""
+        pose, lens = self._camera(c2w, intrinsics)
+        rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels[: self.settings.rays_per_batch or self._batch()], width)
+        self._launch["trace"] = launches.choose(Shape.of("trace", self._density[0]), lambda launch: self._trace(rays, launch))
+        if self._shade is not None:
+            traced = self._trace(rays)
+            self._launch["shade"] = launches.choose(Shape.of("shade", self._app[0]), lambda launch: self._colours(rays, traced, launch))
+        self._launches = None
+
+    def _trace(self, rays: Tensor, launch: int | None = None) -> fused.Traced:
         settings, config = self.settings, self.config
         planes, lines = self._density
         base, slope = self._sampler.tables
@@ -161,30 +229,36 @@ class FusedRenderer:
                 STOP[settings.precision],
                 self._capacity,
                 self._list_capacity(rays.shape[0]),
+                self._launch["trace"] if launch is None else launch,
             )
         )
 
-    def _colours(self, rays: Tensor, traced: fused.Traced) -> Tensor:
+    def _colours(self, rays: Tensor, traced: fused.Traced, launch: int | None = None) -> Tensor:
         """Sum of weight * colour [R, 3] of each ray."""
         planes, lines = self._app
         field = (flat_box(self.config.aabb), self._division, self._slots, planes, lines, len(self.config.resolutions))
         if self._shade is not None:
-            rgb: Tensor = fused.shade(rays, traced.list, traced.status, traced.found, traced.offset, *field, *self._shade)
+            with span("appearance and decode", self.device):
+                chosen = self._launch["shade"] if launch is None else launch
+                lists = (traced.list, traced.status, traced.found, traced.offset)
+                rgb: Tensor = fused.shade(rays, *lists, *field, *self._shade, chosen)
             return rgb
         count = min(int(traced.status[0]), traced.list.shape[0])
         samples = traced.list[:count]
-        features = fused.features(rays, samples, count, *field, self._basis)
+        with span("appearance", self.device):
+            features = fused.features(rays, samples, count, *field, self._basis)
         ray = fused.list_ray(samples)
-        colours = kernels.decode(
-            features, rays, ray, self._decoder.weights, self._decoder.biases, fea_pe=self.config.fea_pe, view_pe=self.config.view_pe
-        )
-        colour = torch.nn.functional.pad(colours * fused.list_weight(samples)[:, None], (0, 1))
-        rgb = fused.resolve(colour, traced.offset, traced.found)
+        pe = {"fea_pe": self.config.fea_pe, "view_pe": self.config.view_pe}
+        with span("decode", self.device):
+            colours = kernels.decode(features, rays, ray, self._decoder.weights, self._decoder.biases, **pe)
+        with span("accumulate", self.device):
+            colour = torch.nn.functional.pad(colours * fused.list_weight(samples)[:, None], (0, 1))
+            rgb = fused.resolve(colour, traced.offset, traced.found)
         return rgb
 
 
 @lru_cache(maxsize=4)
-def _tile_order(width: int, height: int, device: torch.device) -> Tensor:
+def tile_order(width: int, height: int, device: torch.device) -> Tensor:
     """Pixel indices row * width + column [W * H] int64, tile by tile of 8 x 4 pixels."""
     columns = torch.arange(width, device=device)
     rows = torch.arange(height, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -15,14 +15,17 @@ from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import Field
-from landmark_batch.model.output import RenderOutput
+from landmark_batch.model.output import RenderOutput, on_background
 from landmark_batch.model.pool import TilePool
+from landmark_batch.model.profile import mark, recording
+from landmark_batch.model.runtime import load_runtime
 from landmark_batch.model.sampling import Sampler
 from landmark_batch.model.settings import RenderSettings
 from landmark_batch.model.tiles import Tile, frame_tiles, tile_side
 from landmark_batch.scene.weights import SceneWeights
 
 STAGES = ("rays", "march", "weigh", "appearance", "decode", "accumulate")
+_RANGES = {"weigh": "density"}  # names in a timeline, where they are others
 
 
 class TileOutput:
@@ -42,7 +45,7 @@ class Renderer:
 
     weights: moved to `device` in the settings' precision. threads: tiles rendered at once on a CPU, each on one thread (default:
     torch's number of threads), further bounded by rays_per_batch. profile: measure stages on CUDA too, at the price of waiting
-    for the device after each.
+    for the device after each. Loads the compiled kernels that settings.runtime = 'fused' means, unless this process has them.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Renderer:
         self.settings = settings
         self.config = weights.config
         self.device = torch.device(device)
+        load_runtime(settings.runtime, self.device.type)
         with torch.inference_mode():
             self._sampler = Sampler(weights.config, settings, weights.mask, self.device)
             self._field = Field(weights, settings.precision, self.device)
@@ -98,7 +102,7 @@ class Renderer:
         """The sums of some tiles of a frame, in their order, as they are finished."""
         pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(self.device)
         lens = torch.tensor([float(v) for v in intrinsics], dtype=torch.float32, device=self.device)
-        with _full_precision():
+        with full_precision():
             yield from self._pool.map(lambda tile: self._render_tile(pose, lens, width, tile), tiles)
 
     def close(self) -> None:
@@ -107,14 +111,12 @@ class Renderer:
 
     def compose(self, rgb: Tensor, alpha: Tensor) -> Tensor:
         """rgb [..., 3] on the background, clamped to 0..1."""
-        if self.settings.background == "white":
-            rgb = rgb + (1.0 - alpha[..., None])
-        return rgb.clamp(0.0, 1.0)
+        return on_background(rgb, alpha, self.settings.background)
 
     def _render_tile(self, pose: Tensor, lens: Tensor, width: int, tile: Tile) -> TileOutput:
-        clock = _Clock(self.device) if self._profile else None
+        clock = _Clock(self.device) if self._profile or recording() else None
         settings, config = self.settings, self.config
-        with torch.inference_mode():
+        with torch.inference_mode(), kernels.plain_ops() if settings.runtime == "torch" else nullcontext():
             rays = pixel_rays(pose, lens, settings.pixel_center, tile.pixels(width, self.device), width)
             _lap(clock, "rays")
             samples = self._sampler.march(rays)
@@ -152,6 +154,7 @@ class _Clock:
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         self.stages[stage] = now - self._last
+        mark(_RANGES.get(stage, stage), self._last, now)
         self._last = now
 
 
@@ -161,7 +164,7 @@ def _lap(clock: _Clock | None, stage: str) -> None:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """float32 products in float32 (no TF32, no bfloat16 passes), whatever the process has set."""
     before = torch.get_float32_matmul_precision()
     if before == "highest":

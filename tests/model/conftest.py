@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from landmark_batch.job import job_from_dict
 from landmark_batch.model.settings import RenderSettings, resolve_settings
 from landmark_batch.scene.weights import SceneConfig
+from tests.factories import RUNTIME
 from tests.model.oracle import look_at
 
 POSES: dict[str, NDArray[np.float64]] = {
@@ -22,7 +23,7 @@ POSES: dict[str, NDArray[np.float64]] = {
 
 def settings_for(config: SceneConfig, **changes: Any) -> RenderSettings:
     """Settings of a job with only the given keys set: sampling keys by name, others as 'section.key' with '.' as '__'."""
-    raw: dict[str, dict[str, Any]] = {}
+    raw: dict[str, dict[str, Any]] = {"model": {"runtime": RUNTIME}}
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
         raw.setdefault(section or "sampling", {})[name] = value

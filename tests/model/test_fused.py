@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from landmark_batch.kernels import build, fused
-from landmark_batch.model.fused import FusedRenderer, _tile_order
+from landmark_batch.model.fused import FusedRenderer, tile_order
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.scene.checkpoint import load_scene
 from tests.factories import make_scene
@@ -69,7 +69,7 @@ def test_bits_of_a_mask() -> None:
 
 
 def test_tiles_cover_the_frame_once() -> None:
-    order = _tile_order(83, 61, torch.device("cpu"))
+    order = tile_order(83, 61, torch.device("cpu"))
     assert sorted(order.tolist()) == list(range(83 * 61))
     first = order[:32]
     assert int(first.max()) == 3 * 83 + 7  # the first warp takes the corner of 8 x 4 pixels

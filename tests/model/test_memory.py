@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from landmark_batch.model.memory import batch_memory, estimate_memory, scene_memory
+from landmark_batch.model.memory import CHUNK_BYTES, batch_memory, estimate_memory, scene_memory
+from landmark_batch.scene.shard import ChannelShard, shard_weights
+from landmark_batch.scene.weights import scene_bytes
 from tests.factories import make_config, make_scene
 from tests.model.conftest import settings_for
 
@@ -74,3 +76,18 @@ def test_the_estimate_follows_what_it_should() -> None:
     assert estimate_memory(config, bounded, 384, 216, threads=4) == base
     assert batch_memory(config, settings, 8, 8) < batch_memory(config, settings, 384, 216)
     assert estimate_memory(config, settings, 384, 216, device="cuda") > base
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_the_memory_of_a_rank_counts_its_tensors(size: int) -> None:
+    weights = make_scene(division=(2, 2), ndims=3, embedding_rows=5, nonlinear_density=True)  # 4 density and 6 appearance channels
+    share = shard_weights(weights, ChannelShard(0, size))
+    groups = (share.density_planes, share.density_lines, share.app_planes, share.app_lines)
+    grid = sum(tensor.numel() for group in groups for tensor in group)
+    decoder = [share.basis_mat, share.basis_density, share.embedding, *share.mlp_weights, *share.mlp_biases]
+    rest = sum(tensor.numel() for tensor in decoder if isinstance(tensor, torch.Tensor))
+    settings = settings_for(weights.config, samples=64)
+    assert scene_memory(weights.config, settings, tensor_parallel=size) == 4 * (grid + rest)
+    assert scene_bytes(weights.config, shares=size) == 4 * (grid + rest)
+    alone, shared = (batch_memory(weights.config, settings, 64, 64, tensor_parallel=ranks) for ranks in (1, size))
+    assert shared > 2 * (alone - CHUNK_BYTES)  # two tiles and what is exchanged of them

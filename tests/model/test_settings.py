@@ -105,8 +105,11 @@ def test_pixel_settings_hold_what_changes_pixels_and_nothing_else() -> None:
         "precision": "fp16",
         "runtime": "fused",
     }
-    assert set(others) | {"rays_per_batch", "notes"} == {field.name for field in fields(settings)}
+    assert set(others) | {"rays_per_batch", "tensor_parallel", "runtime_reason", "notes"} == {field.name for field in fields(settings)}
     for name, value in others.items():
         changed = replace(settings, **{name: value}).pixel_settings()
         assert [key for key in base if base[key] != changed[key]] and sum(base[key] != changed[key] for key in base) == 1, name
-    assert replace(settings, rays_per_batch=5, notes=("x",)).pixel_settings() == base
+    assert replace(settings, rays_per_batch=5, runtime_reason="y", notes=("x",)).pixel_settings() == base
+    shared = replace(settings, tensor_parallel=2).pixel_settings()
+    assert shared == {**base, "parallel.tensor_parallel": 2}  # what was rendered before groups were known stays as it is
+    assert settings_for(make_config(), parallel__tensor_parallel=2, parallel__data_parallel=3).tensor_parallel == 2

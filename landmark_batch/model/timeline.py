@@ -1,0 +1,109 @@
+"""Timeline: the ranges of a process as a Chrome trace, for chrome://tracing and ui.perfetto.dev.
+
+Format: "Trace Event Format", JSON array of complete events (ph X: ts and dur in microseconds) and metadata (ph M). The closing
+bracket may be missing in that format, so the trace of a process that was killed can be read too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from landmark_batch.errors import ConfigError
+from landmark_batch.model.device_trace import DeviceTrace
+from landmark_batch.model.profile import Range, Recorder
+
+LIMIT = 500_000  # events of a file: what a viewer still opens
+FLUSH_SECONDS = 2.0
+KERNEL_SECONDS = 5.0  # of a job, for which every kernel of the GPU is recorded
+_DEVICE_TRACK = 1 << 24  # ids of threads are below
+
+_log = logging.getLogger(__name__)
+
+
+class Timeline(Recorder):
+    """Writes every range of this process, as it comes, until it is closed; at most LIMIT of them.
+
+    path: of the trace, replaced if it is there. name: of the process in the viewer, for example the worker's. kernel_seconds: for so
+    long, from the first range on a GPU, its kernels and copies are recorded too.
+    Raises ConfigError where the file cannot be written. A disk that fills up later ends the trace with a warning, not the render.
+    """
+
+    def __init__(self, path: Path, name: str, *, kernel_seconds: float = KERNEL_SECONDS) -> None:
+        super().__init__()
+        self._kernels = DeviceTrace(kernel_seconds)
+        self.path = Path(path)
+        self.dropped = 0
+        self._events = 0
+        self._pid = os.getpid()
+        self._tracks: dict[int | str, int] = {}
+        self._flushed = time.monotonic()
+        try:
+            self._file: TextIO | None = self.path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot write the trace: {error.strerror}", remedy="check the folder of the job's log") from None
+        self._write({"name": "process_name", "ph": "M", "args": {"name": name}}, first=True)
+
+    def receive(self, found: Range) -> None:
+        if self._events >= LIMIT:
+            self.dropped += 1
+            return
+        self._events += 1
+        where = found.thread[0] if found.device is None else found.device
+        track = self._tracks.get(where)
+        if track is None:
+            track = self._tracks[where] = found.thread[0] if found.device is None else _DEVICE_TRACK + len(self._tracks)
+            label = found.thread[1] if found.device is None else found.device
+            self._write({"name": "thread_name", "ph": "M", "tid": track, "args": {"name": label}})
+        event = {"name": found.name, "cat": "host" if found.device is None else "device", "ph": "X", "tid": track}
+        self._write(event | {"ts": round(found.begin * 1e6, 1), "dur": round(found.seconds * 1e6, 3)})
+
+    def anchor(self, device: torch.device) -> None:
+        super().anchor(device)
+        with self._lock:
+            for found in self._kernels.poll():
+                self.receive(found)
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            for found in self._kernels.stop():
+                self.receive(found)
+            if self._file is None:
+                return
+            if self.dropped:
+                _log.warning("%s: the trace ends after %d ranges, %d more were not written", self.path, LIMIT, self.dropped)
+            try:
+                self._file.write("\n]\n")
+                self._file.close()
+            except OSError as error:
+                _log.warning("%s: the trace is cut short: %s", self.path, error)
+            self._file = None
+
+    def _write(self, event: dict[str, Any], *, first: bool = False) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(("[\n" if first else ",\n") + json.dumps({"pid": self._pid, **event}))
+            now = time.monotonic()
+            if now - self._flushed > FLUSH_SECONDS:
+                self._file.flush()
+                self._flushed = now
+        except OSError as error:
+            _log.warning("%s: the trace ends here: %s", self.path, error)
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+
+
+def trace_path(log: Path, worker: str) -> Path:
+    """Where a rank's trace lies: beside the job's log, <log stem>.<worker>.trace.json."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in worker)
+    return log.with_name(f"{log.stem}.{safe}.trace.json")

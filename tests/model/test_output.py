@@ -1,0 +1,157 @@
+"""Frames rounded on their device: bit for bit what frames.pixels.quantise makes of the same floats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+
+from landmark_batch.errors import PixelError
+from landmark_batch.frames.pixels import quantise
+from landmark_batch.frames.spec import OutputSpec
+from landmark_batch.model.output import RenderOutput
+
+SIZE = (5, 7)
+LAYOUTS = {
+    "rgb": lambda dtype: [OutputSpec("rgb", dtype, 3)],
+    "rgba": lambda dtype: [OutputSpec("rgb", dtype, 4)],
+    "all": lambda dtype: [OutputSpec("rgb", dtype, 3), OutputSpec("depth", "float16"), OutputSpec("alpha", dtype)],
+    "depth first": lambda dtype: [OutputSpec("depth", "float32"), OutputSpec("rgb", dtype, 4), OutputSpec("alpha", "uint16")],
+}
+DTYPES = ["uint8", "uint16", "float16", "float32"]
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def output_of(rendered: dict[str, NDArray[np.float32]], device: str) -> RenderOutput:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return RenderOutput(*(torch.from_numpy(rendered[name].copy()).to(device) for name in ("rgb", "depth", "alpha")), counters={})
+
+
+def compare(rendered: dict[str, NDArray[np.float32]], outputs: list[OutputSpec], device: str) -> None:
+    """Same arrays, or the same error."""
+    output = output_of(rendered, device)
+    try:
+        expected = quantise(rendered, outputs, frame=3)
+    except PixelError as error:
+        with pytest.raises(PixelError) as raised:
+            output.quantised(outputs, frame=3)
+        assert str(raised.value) == str(error)
+        return
+    found = output.quantised(outputs, frame=3)
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].flags.c_contiguous
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def frames(values: st.SearchStrategy[float]) -> st.SearchStrategy[dict[str, NDArray[np.float32]]]:
+    def of(*shape: int) -> Any:
+        return arrays.arrays(np.float32, shape, elements=values)
+
+    return st.fixed_dictionaries({"rgb": of(*SIZE, 3), "depth": of(*SIZE), "alpha": of(*SIZE)})
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_level_and_its_halves(layout: str, dtype: str, device: str) -> None:
+    top = {"uint8": 255, "uint16": 65535}.get(dtype, 2047)
+    middle = ((np.arange(top) + 0.5) / top).astype(np.float32)  # half-way between two levels
+    edge = np.concatenate([np.nextafter(middle, np.float32(0)), middle, np.nextafter(middle, np.float32(1))])
+    values = np.concatenate([edge, np.arange(top + 1, dtype=np.float32) / top, np.array([-0.0, -1, 1e-45, 1.5, 600, 65504, 65519.9], "f4")])
+    if dtype == "float16" or layout != "rgb":
+        values = np.minimum(values, 65504)
+    values = np.resize(values, (-(-len(values) // 60) * 60,)).reshape(-1, 60)
+    rgb = np.stack([values, values[::-1], values[:, ::-1]], axis=-1)
+    compare(
+        {"rgb": np.ascontiguousarray(rgb), "depth": values, "alpha": np.ascontiguousarray(values[::-1])}, LAYOUTS[layout](dtype), device
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=40, deadline=None)
+@given(rendered=frames(st.floats(-0.25, 1.25, width=32)), dtype=st.sampled_from(DTYPES))
+def test_usual_values(layout: str, device: str, rendered: dict[str, NDArray[np.float32]], dtype: str) -> None:
+    compare(rendered, LAYOUTS[layout](dtype), device)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=40, deadline=None)
+@given(rendered=frames(st.floats(width=32) | st.floats(0, 1, width=32)), dtype=st.sampled_from(DTYPES))
+def test_whatever_floats_there_are(layout: str, device: str, rendered: dict[str, NDArray[np.float32]], dtype: str) -> None:
+    compare(rendered, LAYOUTS[layout](dtype), device)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 65505.0, -70000.0])
+@pytest.mark.parametrize("where", ["rgb", "depth", "alpha"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_refusals(bad: float, where: str, dtype: str, device: str) -> None:
+    """One wrong value, in each place, for outputs that store it and outputs that do not."""
+    for outputs in (layout(dtype) for layout in LAYOUTS.values()):
+        rendered = {"rgb": np.full((4, 6, 3), 0.5, "f4"), "depth": np.full((4, 6), 2.0, "f4"), "alpha": np.ones((4, 6), "f4")}
+        rendered[where][2, 5] = bad
+        compare(rendered, outputs, device)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_arrays_are_the_callers_own(device: str) -> None:
+    """Neither the next frame nor the frame's own tensors change what was returned."""
+    outputs = LAYOUTS["depth first"]("float32")
+    rng = np.random.default_rng(0)
+    first, second = (
+        {name: rng.random((9, 8, *(3,) * (name == "rgb")), dtype="f4") for name in ("rgb", "depth", "alpha")} for _ in range(2)
+    )
+    output = output_of(first, device)
+    found = output.quantised(outputs, frame=0)
+    kept = {name: array.copy() for name, array in found.items()}
+    output.rgb.zero_()
+    output.depth.zero_()
+    output_of(second, device).quantised(outputs, frame=1)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_into_given_arrays(device: str) -> None:
+    outputs = LAYOUTS["all"]("uint16")
+    rendered = {"rgb": np.full((4, 6, 3), 0.3, "f4"), "depth": np.full((4, 6), 2.0, "f4"), "alpha": np.ones((4, 6), "f4")}
+    chunk = {"rgb": np.zeros((2, 4, 6, 3), "u2"), "depth": np.zeros((2, 4, 6), "f2"), "alpha": np.zeros((2, 4, 6), "u2")}
+    into = {name: array[1] for name, array in chunk.items()}
+    found = output_of(rendered, device).quantised(outputs, frame=0, into=into)
+    for name, array in quantise(rendered, outputs, frame=0).items():
+        assert found[name] is into[name]
+        np.testing.assert_array_equal(chunk[name][1], array)
+        assert not chunk[name][0].any()
+    before = {name: array.copy() for name, array in into.items()}
+    rendered["alpha"][0, 0] = np.nan
+    rendered["rgb"][:] = 1
+    with pytest.raises(PixelError, match="alpha holds 1 values"):
+        output_of(rendered, device).quantised(outputs, frame=0, into=into)
+    for name, array in before.items():
+        np.testing.assert_array_equal(into[name], array)
+    with pytest.raises(TypeError):
+        output_of({**rendered, "alpha": np.ones((4, 6), "f4")}, device).quantised(
+            outputs, frame=0, into=into | {"rgb": np.zeros((4, 6, 3), "u1")}
+        )
+
+
+def test_an_output_that_was_not_rendered() -> None:
+    class Normal:
+        name, dtype, channels = "normal", "uint8", None
+
+    with pytest.raises(KeyError):
+        output_of({"rgb": np.zeros((2, 2, 3), "f4"), "depth": np.zeros((2, 2), "f4"), "alpha": np.zeros((2, 2), "f4")}, "cpu").quantised(
+            [Normal()], frame=0
+        )
