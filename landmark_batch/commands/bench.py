@@ -1,4 +1,4 @@
-"""bench: bare rendering, the job around it, store writing, exports, scheduling, in one run and one table."""
+"""bench: a whole job on this machine, part by part; `bench kernels`: the renderer's ops beside what the device does at most."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from pathlib import Path
 
 import click
 
-from landmark_batch.commands.common import json_option, say_json, say_written
+from landmark_batch.commands.common import json_option, say_json, say_table, say_written
 
 _PARTS = ("render", "write", "export", "scheduling")
 
 
-@click.command("bench")
+class _Bench(click.Group):
+    """`bench` without a command of its own measures a job."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["job", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("bench", cls=_Bench)
+def command() -> None:
+    """Measure this machine.
+
+    \b
+    landmark-batch bench JOB.toml    rendering, the job around it, writing, exports, scheduling
+    landmark-batch bench kernels     the renderer's ops, beside what the device does at most and beside plain torch
+    """
+
+
+@command.command("job")
 @click.argument("job_file", required=False, type=click.Path(path_type=Path), metavar="[JOB.toml]")
 @click.option("--frames", type=click.IntRange(1), help="Frames of the flight that are measured; default all.")
 @click.option("--part", "parts", type=click.Choice(_PARTS), multiple=True, help="What to measure; repeatable; default all.")
@@ -22,7 +41,7 @@ _PARTS = ("render", "write", "export", "scheduling")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep scene, stores and exports here; default: removed at the end.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
 @json_option
-def command(
+def job_command(
     job_file: Path | None,
     frames: int | None,
     parts: tuple[str, ...],
@@ -45,7 +64,7 @@ def command(
             frames=frames,
             parts=parts or _PARTS,
             simulated_frames=simulated_frames,
-            tell=lambda line: click.echo(f"bench: {line}", err=True),
+            tell=_tell,
         )
     written = [report.save(output)] if output is not None else []
     if as_json:
@@ -53,3 +72,59 @@ def command(
         return
     click.echo(report.describe())
     say_written([*written, *([folder] if folder is not None else [])])
+
+
+@command.command("kernels")
+@click.option("--scene", default="demo", help="A job file, a checkpoint, or demo (default): the small demo city, made for the bench.")
+@click.option("--cameras", type=click.Path(path_type=Path), help="Camera file; default the job's, or an orbit over a checkpoint's scene.")
+@click.option("--device", help="auto, cuda or cpu.")
+@click.option("--runtime", help="auto, torch or fused; auto takes compiled kernels where there are any.")
+@click.option("--precision", help="fp32 or fp16, of planes and lines.")
+@click.option("--width", type=click.IntRange(1), help="Pixels. Default 1920×1080 and 3840×2160 on a GPU, 384×216 on a CPU.")
+@click.option("--height", type=click.IntRange(1), help="Pixels.")
+@click.option("--4k", "uhd", is_flag=True, help="3840×2160 alone.")
+@click.option("--frames", type=click.IntRange(1), help="Poses, evenly over the flight; default 12 on a GPU, 3 on a CPU.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any value of a job file; repeatable.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
+@json_option
+def kernels_command(
+    scene: str,
+    cameras: Path | None,
+    device: str | None,
+    runtime: str | None,
+    precision: str | None,
+    width: int | None,
+    height: int | None,
+    uhd: bool,
+    frames: int | None,
+    settings: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the renderer's ops on this machine.
+
+    Time a frame by op, bytes and FLOP a second beside a copy and a matrix product measured in the same run, samples a ray, and the
+    ratio to plain torch. On a CPU both runtimes take turns, so that a busy machine slows both.
+    """
+    from landmark_batch.workflows.bench_kernels import bench_job, bench_kernels, parse_size
+    from landmark_batch.workflows.kernel_report import HEAD
+
+    sizes = parse_size(width, height, uhd)
+    given = {"parallel.device": device, "model.runtime": runtime, "model.precision": precision}
+    texts = [*settings, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    with tempfile.TemporaryDirectory(prefix="landmark-batch-bench-") as folder:
+        job = bench_job(None if scene == "demo" else Path(scene), Path(folder), cameras=cameras, settings=texts)
+        report = bench_kernels(job, sizes=sizes, frames=frames, tell=_tell)
+    written = [report.save(output)] if output is not None else []
+    if as_json:
+        say_json(report.as_dict())
+        return
+    click.echo(report.title())
+    say_table(report.table(), head=HEAD)
+    for line in report.remarks():
+        click.echo(line)
+    say_written(written)
+
+
+def _tell(line: str) -> None:
+    click.echo(f"bench: {line}", err=True)
