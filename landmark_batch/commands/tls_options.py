@@ -1,0 +1,36 @@
+"""--tls-ca-file, --tls-cert, --tls-key: of every command that talks to a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from landmark_batch.workflows.security import TlsCredentials
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def tls_options(function: F) -> F:
+    """The three options; `read_tls` takes their values."""
+    for option in reversed(
+        (
+            click.option("--tls-ca-file", type=click.Path(path_type=Path), help="Authority that signed the cluster's certificates (PEM)."),
+            click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate of this process (PEM)."),
+            click.option("--tls-key", type=click.Path(path_type=Path), help="Its key (PEM)."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def read_tls(flags: Mapping[str, Any]) -> TlsCredentials | None:
+    """Credentials of the options' values, None where none is given. Raises ConfigError naming the file."""
+    if not any(flags[name] for name in ("tls_ca_file", "tls_cert", "tls_key")):
+        return None
+    from landmark_batch.workflows.security import read_credentials
+
+    return read_credentials(flags["tls_ca_file"], flags["tls_cert"], flags["tls_key"])
