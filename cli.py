@@ -28,7 +28,13 @@ COMMANDS = {
     "plan": "What a job will take: frames, chunks, bytes, memory.",
     "preview": "A small film of the whole flight after about a minute.",
     "render": "Render a flight into a store; goes on where it stopped.",
+    "scheduler": "Run a scheduler that jobs and workers of several hosts meet at.",
+    "worker": "Join a scheduler with the GPUs of this host.",
     "status": "How far a store is.",
+    "pause": "Pause the job that writes a store; its GPUs are free.",
+    "continue": "Let a paused job go on.",
+    "cancel": "End the job that writes a store, after the chunks in hand.",
+    "attach": "Watch the job that writes a store.",
     "verify": "Check every frame of a store against its digest.",
     "export": "Images and video out of a store.",
     "evaluate": "PSNR and SSIM of a store against photographs.",
@@ -46,7 +52,10 @@ class LandmarkBatch(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"landmark_batch.commands.{cmd_name}").command
+        if cmd_name in ("pause", "continue", "cancel", "attach"):
+            command = importlib.import_module("landmark_batch.commands.control").COMMANDS[cmd_name]
+        else:
+            command = importlib.import_module(f"landmark_batch.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 

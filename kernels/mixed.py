@@ -106,8 +106,10 @@ def reference_weigh_list(
     kept = torch.minimum(found, (density.shape[0] - offset).clamp(min=0)).to(torch.int64)
     ray = torch.arange(rays, dtype=torch.int32, device=found.device).repeat_interleave(kept)
     samples = ray.shape[0]
-    t = t[:samples]
-    weights, coloured = reference.composite(density[:samples], ray, delta[:samples], rays, activation, shift, nonlinear, scale, threshold)
+    turn = torch.arange(samples, device=found.device) - (kept.cumsum(0) - kept).repeat_interleave(kept)
+    place = offset.to(torch.int64).repeat_interleave(kept) + turn
+    density, t, delta = (values.index_select(0, place) for values in (density, t, delta))
+    weights, coloured = reference.composite(density, ray, delta, rays, activation, shift, nonlinear, scale, threshold)
     _, depth, alpha = reference.accumulate(weights, t, ray, coloured, weights.new_zeros(coloured.shape[0], 3), rays)
     seen = ray.index_select(0, coloured)
     rows = make_list(seen, t.index_select(0, coloured), weights.index_select(0, coloured), list_capacity)

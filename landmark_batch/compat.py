@@ -35,13 +35,15 @@ DEFAULT_SAMPLES = 128  # n_importance of app/tools/config_parser.py
 class LandmarkJob:
     """values: sections of a job file, for `job_from_dict`. source: what errors about them name.
 
-    export_images: --save_png. stage_times: PROFILE_STAGES or PROFILE_TIMELINE. notes: lines a user should read once.
+    export_images: --save_png. stage_times: PROFILE_STAGES or PROFILE_TIMELINE. timeline: PROFILE_TIMELINE. notes: lines a user should
+    read once.
     """
 
     values: dict[str, Any]
     source: str
     export_images: bool
     stage_times: bool
+    timeline: bool
     notes: tuple[str, ...]
 
 
@@ -73,6 +75,7 @@ def job_from_landmark(
         raise ConfigError(f"--dataset {_text(settings, 'dataset')}: LandMark's renderer knows City alone", remedy="leave --dataset out")
     _set_cameras(settings, values, cameras)
     stage_times = _set_environment(environment, values, notes)
+    _set_groups(_text(settings, "model_type"), environment, values, notes)
 
     unused = sorted(key for key in settings if key not in HONOURED)
     if unused:
@@ -82,6 +85,7 @@ def job_from_landmark(
         source=f"--config {config_path}" if config_path else "command line",
         export_images=settings.get("save_png") is True,
         stage_times=stage_times,
+        timeline=environment_switch(environment, "PROFILE_TIMELINE"),
         notes=tuple(notes),
     )
 
@@ -176,7 +180,6 @@ def _frame_names(path: Path) -> list[str]:
 def _set_environment(environment: Mapping[str, str], values: dict[str, Any], notes: list[str]) -> bool:
     if environment_switch(environment, "RENDER_1080P"):
         values["cameras"].update(width=1920, height=1080, focal=FOCAL_1080P)
-    values["parallel"]["tensor_parallel"] = environment_number(environment, "TENSOR_PARALLEL_SIZE", 1)
     if environment_switch(environment, "HALF_PRECISION_PARAM"):
         values["model"]["precision"] = "fp16"
     if environment_switch(environment, "ENABLE_EDIT_MODE"):
@@ -187,11 +190,31 @@ def _set_environment(environment: Mapping[str, str], values: dict[str, Any], not
     values["images"] = {"pattern": "{frame}.{ext}"}  # LandMark names them 0.png, 1.png, ...
     if folder := environment.get("PNG_SAVING_PATH"):
         values["images"]["dir"] = Path(folder)
-    if "NCCL_TIMEOUT" in environment:
-        environment_number(environment, "NCCL_TIMEOUT", 1800)
-        if values["parallel"]["tensor_parallel"] == 1:
-            notes.append("NCCL_TIMEOUT: one process renders a frame, no collective can time out")
     return environment_switch(environment, "PROFILE_STAGES") or environment_switch(environment, "PROFILE_TIMELINE")
+
+
+def _set_groups(name: str | None, environment: Mapping[str, str], values: dict[str, Any], notes: list[str]) -> None:
+    """LandMark's world is one group that renders frame by frame, its data-parallel size what TENSOR_PARALLEL_SIZE leaves of the
+    world. Here frames are independent: groups of the tensor-parallel size alone render them side by side, into the same pixels.
+    """
+    size = environment_number(environment, "TENSOR_PARALLEL_SIZE", 1)
+    if name is not None and size > 1 and not model_type(name).tensor_parallel:
+        notes.append(
+            f"TENSOR_PARALLEL_SIZE: {name} keeps the whole scene on every GPU, as in LandMark; --tensor-parallel {size} shares its channels"
+        )
+        size = 1
+    values["parallel"]["tensor_parallel"] = size
+    if size > 1:
+        notes.append(
+            f"TENSOR_PARALLEL_SIZE: every {size} workers share the scene, and such groups render frames side by side; LandMark splits "
+            f"each frame over all of them, which --data-parallel N (world size / {size}) does"
+        )
+    if "NCCL_TIMEOUT" in environment:
+        seconds = environment_number(environment, "NCCL_TIMEOUT", 1800)
+        if size > 1:
+            values["parallel"]["render_timeout"] = seconds
+        else:
+            notes.append("NCCL_TIMEOUT: one process renders a frame, no collective can time out; --render-timeout holds for groups")
 
 
 def _text(settings: Mapping[str, Value], key: str) -> str | None:

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,26 @@ class EventSink(Protocol):
 def event_record(event: Event) -> dict[str, object]:
     """The event as a JSON-ready dict with its kind under 'event'."""
     return {"event": type(event).__name__, **dataclasses.asdict(event)}
+
+
+def event_from_record(record: Mapping[str, Any]) -> Event:
+    """The event that `event_record` made a record of, also after a way through JSON or msgpack."""
+    kind = _KINDS[str(record["event"])]
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items() if name != "event"}
+    return kind(**values)
+
+
+_KINDS: dict[str, Callable[..., Event]] = {
+    kind.__name__: kind
+    for kind in (
+        Preparing,
+        JobStarted,
+        ChunkStarted,
+        ChunkDone,
+        ChunkFailed,
+        JobDone,
+    )
+}
 
 
 class LogSink:

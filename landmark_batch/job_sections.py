@@ -157,13 +157,19 @@ class ModelSection(Section):
 
 
 class ParallelSection(Section):
-    """workers: processes; 0 = one a visible GPU, or one a core. gpus: ordinals; None = all visible."""
+    """workers: processes; 0 = one a visible GPU, or one a core. gpus: ordinals; None = all visible.
+
+    tensor_parallel x data_parallel workers form a render group. render_timeout: seconds after which a silent group is replaced; 0 = 10
+    times its slowest chunk, at least 30. priority: of this job on a scheduler that others use too; higher goes first.
+    """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     gpus: tuple[int, ...] | None = None
     workers: int = Field(default=0, ge=0, le=4096)
-    tensor_parallel: int = Field(default=1, ge=1)
-    data_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, le=4096)
+    data_parallel: int = Field(default=1, ge=1, le=4096)
+    render_timeout: float = Field(default=0.0, ge=0)
+    priority: int = Field(default=0, ge=-1000, le=1000)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

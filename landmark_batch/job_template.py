@@ -51,8 +51,10 @@ _KEYS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("device", '"auto"', '"auto" = all visible GPUs, else the CPU; "cuda"; "cpu"'),
         ("gpus", "[0, 1]", "example; GPU numbers; default: all visible"),
         ("workers", "0", "processes; 0 = one a GPU, or one a core"),
-        ("tensor_parallel", "1", "GPUs that share one scene's channels"),
-        ("data_parallel", "1", "GPUs that share one frame's rays"),
+        ("tensor_parallel", "1", "workers that share one scene's channels: each holds its part of the scene"),
+        ("data_parallel", "1", "workers (or groups of them that share a scene) that share one frame's rays"),
+        ("render_timeout", "0.0", "seconds after which a silent group is replaced; 0 = 10 times its slowest chunk, at least 30"),
+        ("priority", "0", "of this job on a scheduler that others use too; higher goes first"),
     ),
     "fetching": (
         ("mode", '"auto"', '"resident" = all blocks in GPU memory, "dynamic" = the blocks a chunk needs'),

@@ -138,7 +138,7 @@ def test_a_whole_command_line(config: Path, data: Path, monkeypatch: pytest.Monk
     assert job.output.background == "white", "whatever white_bkgd says"
     assert (job.model.runtime, job.fetching.mode, job.parallel.tensor_parallel) == ("torch", "resident", 1)
     assert found.export_images
-    assert not found.stage_times
+    assert not found.stage_times and not found.timeline
 
 
 def test_it_is_not_cut_at_100_frames(config: Path, data: Path) -> None:
@@ -174,7 +174,10 @@ def test_model_types_expand_to_axes(name: str, config: Path, data: Path) -> None
     words = ["--config", str(config), "--dataroot", str(data), "--model_type", name]
     job, found = translate(words, {"TENSOR_PARALLEL_SIZE": "4"})
     assert (job.model.runtime, job.fetching.mode, job.scene.appearance) == AXES[name]
-    assert job.parallel.tensor_parallel == 4
+    assert (job.parallel.tensor_parallel, job.parallel.data_parallel) == (4 if "TensorParallel" in name else 1, 1)
+    told = [note for note in found.notes if note.startswith("TENSOR_PARALLEL_SIZE")]
+    assert len(told) == 1
+    assert ("--data-parallel N (world size / 4)" if "TensorParallel" in name else "--tensor-parallel 4") in told[0]
     assert any("--runtime torch" in note for note in found.notes) == (AXES[name][0] == "fused")
 
 
@@ -209,13 +212,19 @@ def test_the_environment(config: Path, data: Path, tmp_path: Path) -> None:
     assert set(environment) == set(ENVIRONMENT)
     job, found = translate(["--config", str(config), "--dataroot", str(data)], environment)
     assert (job.cameras.width, job.cameras.height, job.cameras.focal) == (1920, 1080, FOCAL_1080P)
-    assert job.parallel.tensor_parallel == 2
+    assert (job.parallel.tensor_parallel, job.parallel.render_timeout) == (2, 600)
     assert job.images_dir == tmp_path / "pictures"
     assert job.images.pattern.format(name="n", frame=7, output="rgb", ext="png") == "7.png"
     assert job.model.precision == "fp16"
-    assert found.stage_times
+    assert found.stage_times and found.timeline
     assert any(note.startswith("ENABLE_EDIT_MODE") for note in found.notes)
     assert not job.scene.edit
+
+
+def test_a_timeout_without_groups_has_no_meaning(config: Path, data: Path) -> None:
+    job, found = translate(["--config", str(config), "--dataroot", str(data)], {"NCCL_TIMEOUT": "600"})
+    assert (job.parallel.tensor_parallel, job.parallel.render_timeout) == (1, 0)
+    assert any(note.startswith("NCCL_TIMEOUT: one process renders a frame") for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker
 from distributed.nanny import Nanny
+from distributed.security import Security
 
 from landmark_batch.errors import ConfigError, GroupError
+from landmark_batch.events import Event
+from landmark_batch.workflows.handle import DriverHandle, TaskHandle, ThreadHandle
 from landmark_batch.workflows.machine import Placement
-from landmark_batch.workflows.worker import RenderProcess, RenderWorker, gpu_environment
+from landmark_batch.workflows.nanny import RenderNanny
+from landmark_batch.workflows.order import JobOrder
+from landmark_batch.workflows.worker import DRIVER_RESOURCE, RenderProcess, gpu_environment
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
+    "distributed.admin.low-level-log-length": 2000,  # events kept by the scheduler
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "60s",
 }
@@ -54,6 +60,7 @@ class _RenderCluster(LocalCluster):  # type: ignore[misc]
         super().__init__(n_workers=0, threads_per_worker=THREADS, processes=True, **kwargs)
         for _ in range(placement.workers):
             self.worker_spec.update(self.new_worker_spec())
+        self.worker_spec["driver"] = {"cls": Worker, "options": _driver_options(self.new_spec["options"])}
         try:
             self.sync(self._correct_state)
         except Exception:
@@ -70,59 +77,49 @@ class _RenderCluster(LocalCluster):  # type: ignore[misc]
             options["log"] = str(self._log_file)
         if self._placement.gpus:
             options["env"] = gpu_environment(self._placement.gpus[number])
-        return {self._new_worker_name(number): {"cls": Nanny, "options": options}}
+        return {self._new_worker_name(number): {"cls": RenderNanny, "options": options}}
+
+
+def _driver_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Of the worker in this process that drives jobs and renders none: a thread of it is all that a job's driver is."""
+    known = {name: value for name, value in options.items() if name in ("host", "protocol", "interface", "security", "silence_logs")}
+    return {**known, "nthreads": 1, "memory_limit": 0, "resources": {DRIVER_RESOURCE: 1000}, "dashboard": False}
 
 
 class RenderCluster:
     """A client on a cluster of render workers.
 
-    dashboard: address of Dask's dashboard, None without one.
+    dashboard: address of Dask's dashboard, None without one. address: of the scheduler.
     """
 
     def __init__(self, client: Client, cluster: LocalCluster | None, exits: contextlib.ExitStack, *, dashboard: str | None) -> None:
         self.client = client
         self.dashboard = dashboard
+        self.address = str(client.scheduler.address)
         self._cluster = cluster
         self._exits = exits
-        self._runs: list[str] = []
 
-    def workers(self) -> dict[str, str]:
-        """Address -> name of the workers that run now; none while the scheduler does not answer."""
-        try:
-            identity = self.client.sync(self.client.scheduler.identity)
-        except OSError as error:  # Dask's CommClosedError, and timeouts
-            logger.warning("the scheduler does not answer: %s", error)
-            return {}
-        return {address: str(info["name"]) for address, info in identity["workers"].items() if info.get("status", "running") == "running"}
+    def start(self, order: JobOrder, watch: Callable[[Event], None]) -> DriverHandle:
+        """Have a job driven: by a task on the cluster's driver worker, else by a thread here. watch: gets its events, in other threads."""
+        if self.has_driver():
+            return TaskHandle(self.client, order, watch)
+        return ThreadHandle(self.client, order, watch)
 
-    def open_run(self, run: str, folder: Path) -> None:
-        """Have every worker, now and later, open a session for a run. Raises ConfigError where workers cannot load us."""
-        try:
-            self.client.register_plugin(RenderWorker(run, str(folder)))
-        except Exception as error:
-            raise ConfigError(
-                f"the workers of {self.client.scheduler.address} cannot open the job: {type(error).__name__}: {error}",
-                remedy="install the same landmark-batch, torch and Python on every worker host",
-            ) from error
-        self._runs.append(run)
+    def has_driver(self) -> bool:
+        """Whether the cluster has a worker for drivers of jobs, so that a job can go on without its client."""
+        identity = self.client.sync(self.client.scheduler.identity)
+        return any(DRIVER_RESOURCE in (info.get("resources") or {}) for info in identity["workers"].values())
 
     def close(self) -> None:
         """End the client, and at once the workers that were started here: nothing of a run is in them that is not in the store."""
         try:
             if self._cluster is None:
-                self._leave()
+                with contextlib.suppress(Exception):
+                    self.client.close(timeout=5)
             else:
                 self._end(self._cluster)
         finally:
             self._exits.close()
-
-    def _leave(self) -> None:
-        """Workers of another's cluster forget this client's runs and go on living."""
-        for run in self._runs:
-            with contextlib.suppress(Exception):
-                self.client.unregister_worker_plugin(f"landmark-batch-{run}")
-        with contextlib.suppress(Exception):
-            self.client.close(timeout=5)
 
     def _end(self, cluster: LocalCluster) -> None:
         nannies = [nanny for nanny in cluster.workers.values() if isinstance(nanny, Nanny)]
@@ -185,16 +182,23 @@ def _close_quietly(cluster: LocalCluster) -> None:
         cluster.close(timeout=10)
 
 
-def join_cluster(scheduler: str, *, timeout: float = 20.0) -> RenderCluster:
+def join_cluster(scheduler: str, *, security: Security | None = None, timeout: float = 20.0) -> RenderCluster:
     """A client of a running scheduler. Raises ConfigError where none answers."""
     exits = contextlib.ExitStack()
     try:
-        client = Client(scheduler, set_as_default=False, timeout=timeout)
+        client = Client(scheduler, security=security, set_as_default=False, timeout=timeout)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"no Dask scheduler answers at {scheduler}: {error}", remedy="start one with `dask scheduler`, or leave --scheduler out"
+            f"no Dask scheduler answers at {scheduler}: {error}",
+            remedy="start one with `landmark-batch scheduler` (a TLS one needs the --tls options here too), or leave --scheduler out",
         ) from None
-    return RenderCluster(client, None, exits, dashboard=client.dashboard_link)
+    return RenderCluster(client, None, exits, dashboard=_dashboard(client))
+
+
+def _dashboard(client: Client) -> str | None:
+    """The page of a running scheduler, by its port; `landmark-batch scheduler` has it on its own loopback and says how to reach it."""
+    port = client.sync(client.scheduler.identity)["services"].get("dashboard")
+    return str(client.dashboard_link) if port else None
 
 
 def _port_is_free(port: int) -> bool:

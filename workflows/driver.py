@@ -1,84 +1,34 @@
-"""Runs a job's chunks through a pool of workers: feeds windows, counts failures, stops when asked. Knows no Dask.
+"""Runs a job's chunks through a pool of workers: feeds windows, counts failures, pauses and stops when asked. Knows no Dask.
 
-The pool says what happened to a chunk; the driver decides what follows. A chunk whose worker died goes out again; a chunk
-that failed with its own error goes out up to three times in all and is then set aside; a full disk or a scene that no
-worker can load ends the job. The store's ledger, not this module, says which frames stand.
+A worker is whatever takes a chunk: a process, or the leader of a group of them. The pool says what happened to a chunk; the driver
+decides what follows. A chunk whose worker died goes out again; a chunk that failed with its own error, or crashed its worker, goes
+out up to three times in all and is then set aside; a full disk or a scene that no worker can load ends the job. A worker that is
+silent for too long is replaced. The store's ledger, not this module, says which frames stand.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import DiskFullError, GroupError, LandmarkError, RenderIncompleteError
 from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event
 from landmark_batch.workflows.feeder import Feeder
+from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Refused, Steering, WorkerPool
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # own errors, and separately deaths of its worker, after which a chunk is set aside
+ATTEMPTS = 3  # own errors, and separately crashes of its worker, after which a chunk is set aside
+KILLS = 10  # times that a chunk's worker was killed from outside (also by the system, for its memory), after which it is, too
+WORKER_FAILURES = 3  # different chunks that failed on a worker, none done between, after which it gets no more
+SILENCE = (10.0, 30.0)  # times the slowest chunk so far, and at least so many seconds, until a worker counts as hung
 SETUP_FAILURES = 3  # workers that could not open the job, before the job gives up
 HOPELESS = 10  # chunks set aside one after another, none rendered between, before the job gives up
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The chunk's frames stand. receipt: see worker.render_chunk."""
-
-    number: int
-    attempt: int
-    receipt: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The chunk's task raised. setup: the worker could not even open the job."""
-
-    number: int
-    attempt: int
-    error: BaseException
-    setup: bool = False
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The chunk's outcome is lost; with worker_gone, its worker and all it had in hand are."""
-
-    number: int
-    attempt: int
-    reason: str
-    worker_gone: bool = True
-
-
-Message = Finished | Failed | Lost | ChunkStarted
-
-
-class WorkerPool(Protocol):
-    """What the driver needs of a cluster. Workers are known by an address that is never used twice."""
-
-    def workers(self) -> Mapping[str, str]:
-        """Address -> name of every worker that takes chunks now."""
-        ...
-
-    def submit(self, number: int, attempt: int, address: str) -> None: ...
-
-    def forget(self, number: int, attempt: int) -> None:
-        """Drop a task whose outcome no longer matters."""
-        ...
-
-    def next(self, timeout: float) -> Message | None:
-        """The next outcome (or word that a chunk has begun), None after `timeout` seconds without one."""
-        ...
-
-    def hold(self) -> None:
-        """Chunks that have not begun return at once, unrendered."""
-        ...
 
 
 @dataclass
@@ -102,59 +52,87 @@ class Driver:
         chunks: Sequence[FrameChunk],
         *,
         emit: Callable[[Event], None],
-        stop: threading.Event,
+        steering: Steering,
         depth: int = 2,
         worker_timeout: float = 120.0,
-        poll: float = 1.0,
+        render_timeout: float = 0.0,
+        poll: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._chunks = chunks
         self._emit = emit
-        self._stop = stop
+        self._steering = steering
         self._names: dict[str, str] = dict(pool.workers())
         self._feeder: Feeder[str] = Feeder(len(chunks), self._names, depth=depth)
         self._attempt: Counter[int] = Counter()
         self._out: dict[int, tuple[int, str]] = {}  # chunk -> (attempt, address) now in hand
         self._errors: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
+        self._kills: Counter[int] = Counter()
         self._setup_failures = 0
         self._set_aside_in_a_row = 0
+        self._begun: dict[int, float] = {}  # chunk -> when its rendering began
+        self._slowest = 0.0
+        self._blamed: dict[str, set[int]] = {}  # worker -> chunks that failed on it since it did one
         self._worker_timeout = worker_timeout
+        self._render_timeout = render_timeout
         self._poll = poll
         self._clock = clock
         self._looked_at = self._worker_seen_at = clock()
         self._result = DriverResult()
-        self._holding = False
+        self._holding = self._paused = False
 
     def run(self) -> DriverResult:
         result = self._result
         while True:
-            if self._stop.is_set() and not self._holding:
-                result.interrupted = True
-                self._hold()
-            if not self._holding:
+            self._steer()
+            if not self._holding and not self._paused:
                 self._feed()
-            if not self._out and (self._holding or not self._feeder.left):
+            if not self._out and (self._holding or not (self._feeder.left or self._paused)):
                 return result
             message = self._pool.next(self._poll)
             if isinstance(message, ChunkStarted):
-                self._emit(message)
+                self._start(message)
+            elif isinstance(message, Refused):
+                self._refuse(message.error)
             elif message is not None and self._out.get(message.number, (None, ""))[0] == message.attempt:
                 self._handle(message)
             if self._clock() - self._looked_at >= self._poll:
                 self._look()
+
+    def _steer(self) -> None:
+        steering = self._steering
+        if steering.stop() and not self._holding:
+            self._result.interrupted = True
+            self._hold()
+        if steering.abort():
+            self._out.clear()
+        paused = steering.pause() and not self._holding
+        if paused and not self._paused and not self._out:
+            logger.info("paused: workers free their memory")
+            self._pool.pause(True)
+            self._paused = True
+        elif self._paused and not paused:
+            logger.info("the job goes on")
+            if not self._holding:
+                self._pool.pause(False)
+            self._paused = False
+            self._worker_seen_at = self._clock()
 
     def _hold(self) -> None:
         self._holding = True
         self._pool.hold()
 
     def _feed(self) -> None:
+        if self._steering.pause():
+            return
+        resting = self._pool.resting()
         fed = True
         while fed:  # one chunk a worker and round, so that nobody waits for another's second
             fed = False
             for address in self._feeder.workers:
-                number = self._feeder.take(address)
+                number = None if address in resting else self._feeder.take(address)
                 if number is not None:
                     attempt = self._attempt[number]
                     self._attempt[number] += 1
@@ -162,34 +140,59 @@ class Driver:
                     self._pool.submit(number, attempt, address)
                     fed = True
 
+    def _start(self, event: ChunkStarted) -> None:
+        for number in self._out:
+            if self._chunks[number].id == event.chunk:
+                self._begun[number] = self._clock()
+        self._emit(event)
+
     def _look(self) -> None:
         """Which workers are there now? Chunks in the hands of those that are gone go out again."""
         now = self._clock()
         self._looked_at = now
         present = dict(self._pool.workers())
+        resting = self._pool.resting()
         for address in self._feeder.workers:
             if address not in present:
                 self._lose_worker(address, "it left the cluster")
+            elif address in resting and not self._feeder.in_hand(address):
+                self._feeder.remove_worker(address)
+                self._pool.dismiss(address)
         for address, name in present.items():
             self._names[address] = name
-            self._feeder.add_worker(address)
-        if present:
+            if address not in resting:
+                self._feeder.add_worker(address)
+        self._replace_hung(now)
+        if present or self._paused or self._pool.coming():
             self._worker_seen_at = now
         elif now - self._worker_seen_at > self._worker_timeout:
+            lacking = self._pool.lacking()
             self._result.fatal = GroupError(
-                f"no worker has been there for {now - self._worker_seen_at:.0f} seconds",
+                f"no worker has been there for {now - self._worker_seen_at:.0f} seconds{': ' if lacking else ''}{lacking}",
                 remedy="the log file says why they ended; the same command goes on where this one stopped",
             )
             self._holding = True
             self._out.clear()
 
+    def _replace_hung(self, now: float) -> None:
+        limit = self._render_timeout or (max(SILENCE[0] * self._slowest, SILENCE[1]) if self._slowest else 0.0)
+        for number, began in list(self._begun.items()):
+            if number not in self._out:
+                del self._begun[number]
+            elif limit and now - began > limit:
+                reason = f"it has not finished a chunk for {now - began:.0f} seconds (limit {limit:.0f})"
+                address = self._out[number][1]
+                self._pool.replace(address, reason)
+                self._lose_worker(address, reason)
+
     def _handle(self, message: Finished | Failed | Lost) -> None:
         number = message.number
         _, address = self._out[number]
         if isinstance(message, Lost) and message.worker_gone:
-            self._lose_worker(address, message.reason)
+            self._lose_worker(address, message.reason, own=message.own)
             return
         del self._out[number]
+        self._begun.pop(number, None)
         if isinstance(message, Lost):
             logger.info("chunk %s goes out again: %s", self._chunks[number].id, message.reason)
             self._feeder.give_back(address, number)
@@ -203,6 +206,8 @@ class Driver:
             return
         self._feeder.done(address, number)
         self._setup_failures = self._set_aside_in_a_row = 0
+        self._slowest = max(self._slowest, float(receipt["seconds"]))
+        self._blamed.pop(self._names.get(address, address), None)
         result = self._result
         result.done.add(number)
         again = receipt["skipped"] if message.attempt else ()  # an earlier attempt rendered them, its receipt was lost
@@ -220,42 +225,59 @@ class Driver:
             )
         )
 
-    def _lose_worker(self, address: str, reason: str) -> None:
+    def _lose_worker(self, address: str, reason: str, *, own: bool = False) -> None:
         """Everything the worker had in hand is rendered again; its death is held against the chunk it was rendering."""
         lost = self._feeder.remove_worker(address)
         logger.info("worker %s is lost (%s), chunks in its hand: %s", self._names.get(address, address), reason, list(lost))
+        deaths, limit = (self._deaths, ATTEMPTS) if own else (self._kills, KILLS)
         for i, number in enumerate(lost):
             attempt, _ = self._out.pop(number)
+            self._begun.pop(number, None)
             self._pool.forget(number, attempt)
             if i == 0:
-                self._deaths[number] += 1
-            self._report(
-                number,
-                address,
-                f"its worker died: {reason}" if i == 0 else f"it waited on a worker that died: {reason}",
-                final=self._deaths[number] >= ATTEMPTS,
-            )
-        if lost and self._deaths[lost[0]] >= ATTEMPTS:
+                deaths[number] += 1
+            text = f"its worker died: {reason}" if i == 0 else f"it waited behind chunk {self._chunks[lost[0]].id}"
+            self._report(number, address, text, final=i == 0 and deaths[number] >= limit)
+        if lost and own:
+            self._blame(address, lost[0], reason)
+        if lost and deaths[lost[0]] >= limit:
             self._set_aside(lost[0])
+
+    def _blame(self, address: str, number: int, reason: str) -> None:
+        """A worker on which several chunks have failed is suspect itself, unless it is the last."""
+        name = self._names.get(address, address)
+        blamed = self._blamed.setdefault(name, set())
+        if number in blamed:
+            return
+        blamed.add(number)
+        others = set(self._pool.workers()) - self._pool.resting() - {address}
+        if len(blamed) == WORKER_FAILURES and others:
+            logger.warning("worker %s gets no more chunks: %d different ones failed on it, the last with: %s", name, len(blamed), reason)
+            self._pool.exclude(address, reason)
 
     def _fail(self, number: int, address: str, message: Failed) -> None:
         error = message.error
         text = describe_error(error)
-        self._feeder.give_back(address, number)
+        self._feeder.give_back(address, number, failed=True)
         if isinstance(error, DiskFullError):
             self._give_up(error)
         elif message.setup:
-            self._setup_failures += 1
-            if isinstance(error, LandmarkError):
-                self._give_up(error)
-            elif self._setup_failures >= SETUP_FAILURES:
-                self._give_up(GroupError(f"workers cannot open the job: {text}", remedy="the log file holds the whole error"))
+            self._refuse(error)
         else:
             self._errors[number] += 1
+            self._blame(address, number, text)
         final = self._errors[number] >= ATTEMPTS
         self._report(number, address, text, final=final)
         if final:
             self._set_aside(number)
+
+    def _refuse(self, error: BaseException) -> None:
+        self._setup_failures += 1
+        if isinstance(error, LandmarkError):
+            self._give_up(error)
+        elif self._setup_failures >= SETUP_FAILURES:
+            text = describe_error(error)
+            self._give_up(GroupError(f"workers cannot open the job: {text}", remedy="the log file holds the whole error"))
 
     def _give_up(self, error: LandmarkError) -> None:
         if self._result.fatal is None:

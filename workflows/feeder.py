@@ -40,6 +40,7 @@ class Feeder(Generic[W]):
         self._orphans: list[_Range] = []
         self._returned: deque[int] = deque()
         self._in_hand: dict[W, list[int]] = {}
+        self._failed: dict[int, set[W]] = {}  # chunk -> workers on which it failed
         self._deal(count, list(dict.fromkeys(workers)))
 
     def _deal(self, count: int, workers: Sequence[W]) -> None:
@@ -96,10 +97,21 @@ class Feeder(Generic[W]):
         hand = self._in_hand.get(worker)
         if hand is None or len(hand) >= self._depth or (hand and self.left < len(self._in_hand)):
             return None
-        chunk = self._returned.popleft() if self._returned else self._next(worker)
+        chunk = self._again(worker)
+        if chunk is None:
+            chunk = self._next(worker)
         if chunk is not None:
             hand.append(chunk)
         return chunk
+
+    def _again(self, worker: W) -> int | None:
+        """The first chunk that has to be rendered again; not where it failed, while there is another who has not tried it."""
+        for chunk in self._returned:
+            failed = self._failed.get(chunk, set())
+            if worker not in failed or not self._in_hand.keys() - failed:
+                self._returned.remove(chunk)
+                return chunk
+        return None
 
     def _next(self, worker: W) -> int | None:
         own = self._ranges[worker]
@@ -124,9 +136,11 @@ class Feeder(Generic[W]):
             return True
         return False
 
-    def give_back(self, worker: W, chunk: int) -> bool:
-        """A chunk has to be rendered again, before anything new. False as for `done`."""
+    def give_back(self, worker: W, chunk: int, *, failed: bool = False) -> bool:
+        """A chunk has to be rendered again, before anything new; failed: better by another. False as for `done`."""
         if self.done(worker, chunk):
+            if failed:
+                self._failed.setdefault(chunk, set()).add(worker)
             self._returned.append(chunk)
             return True
         return False

@@ -10,23 +10,33 @@ from pathlib import Path
 from landmark_batch.errors import StoreError
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-_OURS, _EVENTS = "landmark_batch", "landmark_batch.job"
+_OURS = "landmark_batch"
 _NOISY = ("distributed", "tornado", "bokeh", "asyncio", "dask")
 
 
+def events_logger(run: str) -> logging.Logger:
+    """Logger of the events of one run of a job."""
+    return logging.getLogger(f"{_OURS}.job.{run}")
+
+
 @contextlib.contextmanager
-def job_log(path: Path) -> Iterator[logging.Handler]:
+def job_log(path: Path, run: str) -> Iterator[logging.Handler]:
     """While it lasts, this program's loggers write to `path` too; gives the handler, for `quiet_dask`.
 
-    Lines of events go there alone: who looks on gets the events themselves. Raises StoreError where the file cannot be written.
+    Lines of events go there alone: who looks on gets the events themselves. Where this process writes to that log already, that stays
+    as it is. Raises StoreError where the file cannot be written.
     """
+    known = next((h for h in logging.getLogger(_OURS).handlers if _writes_to(h, path)), None)
+    if known is not None:
+        yield known
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{path}: cannot write the log: {error.strerror or error}", remedy="check the permissions of its folder") from None
     handler.setFormatter(logging.Formatter(_FORMAT))
-    ours, events = logging.getLogger(_OURS), logging.getLogger(_EVENTS)
+    ours, events = logging.getLogger(_OURS), events_logger(run)
     level = ours.level
     if ours.getEffectiveLevel() > logging.INFO:
         ours.setLevel(logging.INFO)
@@ -66,6 +76,10 @@ def quiet_dask(handler: logging.Handler) -> Iterator[None]:
         for logger, handlers, propagate, level in before:
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)
+
+
+def _writes_to(handler: logging.Handler, path: Path) -> bool:
+    return isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == path.absolute()
 
 
 def _is_terminal(handler: logging.Handler) -> bool:

@@ -15,6 +15,7 @@ import psutil
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import ParallelSection
+from landmark_batch.parallel.shape import GroupShape, check_worker_count
 
 MEMORY_SHARE = 0.8  # of the machine's memory that workers may plan to use
 
@@ -54,7 +55,7 @@ class Machine:
 class Placement:
     """device: 'cuda' or 'cpu'. workers: processes. gpus: ordinal of each worker's GPU; empty on a CPU. device_name: for people.
 
-    threads: of each worker on a CPU.
+    threads: of each worker on a CPU. group_size: workers of a render group; 1 where each renders alone.
     """
 
     device: str
@@ -62,6 +63,12 @@ class Placement:
     gpus: tuple[int, ...]
     device_name: str
     threads: int = 1
+    group_size: int = 1
+
+    @property
+    def groups(self) -> int:
+        """Render groups, each of which renders a chunk at a time."""
+        return self.workers // self.group_size
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,14 +147,19 @@ def choose_device(parallel: ParallelSection, machine: Machine) -> str:
 def place_workers(
     parallel: ParallelSection, machine: Machine, *, device: str | None = None, worker_memory: int = 0, chunks: int | None = None
 ) -> tuple[Placement, list[str]]:
-    """Number of workers and their devices, and warnings. All visible GPUs, one worker each; on CPUs one worker a core, fewer
-    where memory or chunks are few.
+    """Number of workers and their devices, and warnings: one worker a visible GPU; on CPUs one a core, fewer where memory or chunks
+    are few; always whole render groups, at least one of them on a CPU.
 
-    device: default `choose_device`. worker_memory: bytes a worker is expected to need (0 = unknown).
-    Raises ConfigError for GPUs that are not there.
+    device: default `choose_device`. worker_memory: bytes a worker is expected to need (0 = unknown). chunks: bound the groups.
+    Raises ConfigError for GPUs that are not there and for numbers that do not divide into groups.
     """
     device = device or choose_device(parallel, machine)
     return _place_gpus(parallel, machine, chunks) if device == "cuda" else _place_cores(parallel, machine, worker_memory, chunks)
+
+
+def group_shape(parallel: ParallelSection) -> GroupShape:
+    """The shape of a job's render groups."""
+    return GroupShape(tensor=parallel.tensor_parallel, data=parallel.data_parallel)
 
 
 def _place_gpus(parallel: ParallelSection, machine: Machine, chunks: int | None) -> tuple[Placement, list[str]]:
@@ -159,29 +171,49 @@ def _place_gpus(parallel: ParallelSection, machine: Machine, chunks: int | None)
         )
     if parallel.workers > len(chosen):
         raise ConfigError(
-            f"workers = {parallel.workers} on {len(chosen)} GPU{'s' * (len(chosen) > 1)}: one worker a GPU",
+            f"workers = {parallel.workers} on {_gpus(len(chosen))}: one worker a GPU",
             remedy=f"leave workers out or set at most {len(chosen)}",
         )
-    count = parallel.workers or len(chosen)
+    shape = group_shape(parallel)
+    size, notes = shape.size, []
+    if size > len(chosen):
+        raise ConfigError(
+            f"{_gpus(len(chosen))} for render groups of {size} ({shape.describe()}): one worker a GPU",
+            remedy="choose smaller groups, or render on a cluster that has the GPUs (--scheduler ADDRESS)",
+        )
+    if parallel.workers or parallel.gpus is not None:
+        check_worker_count(parallel.workers or len(chosen), shape, "workers" if parallel.workers else "GPUs")
+    count = parallel.workers or len(chosen) // size * size
+    if not parallel.workers and count < len(chosen):
+        notes.append(f"{len(chosen) - count} of {_gpus(len(chosen))} left over: render groups take {size} each")
     if chunks is not None:
-        count = max(1, min(count, chunks))
+        count = max(1, min(count // size, chunks)) * size
     gpus = tuple(chosen[:count])
-    return Placement("cuda", count, gpus, known[gpus[0]].name, max(1, machine.cores // count)), []
+    return Placement("cuda", count, gpus, known[gpus[0]].name, max(1, machine.cores // count), size), notes
 
 
 def _place_cores(parallel: ParallelSection, machine: Machine, worker_memory: int, chunks: int | None) -> tuple[Placement, list[str]]:
     notes: list[str] = []
+    shape = group_shape(parallel)
+    size = shape.size
+    if parallel.workers:
+        check_worker_count(parallel.workers, shape, "workers")
     need, have = f"{worker_memory / 2**30:.1f} GiB", f"{machine.memory / 2**30:.1f} GiB"
-    fitting = max(1, int(machine.memory * MEMORY_SHARE // worker_memory)) if worker_memory else max(machine.cores, parallel.workers)
-    count = parallel.workers or min(machine.cores, fitting)
+    cores = max(size, machine.cores // size * size)
+    fitting = max(1, int(machine.memory * MEMORY_SHARE // worker_memory)) if worker_memory else max(cores, parallel.workers)
+    count = parallel.workers or min(cores, max(size, fitting // size * size))
     if count > fitting:
         notes.append(f"{count} workers need about {need} each, this machine has {have}: {fitting} would fit")
-    elif not parallel.workers and count < machine.cores:
+    elif not parallel.workers and count < cores:
         notes.append(f"{count} workers for {machine.cores} cores: each needs about {need}, this machine has {have}")
     if chunks is not None:
-        count = max(1, min(count, chunks))
+        count = max(1, min(count // size, chunks)) * size
     threads = 1 if parallel.workers else max(1, machine.cores // count)
-    return Placement("cpu", count, (), machine.cpu, threads), notes
+    return Placement("cpu", count, (), machine.cpu, threads, size), notes
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s' * (count != 1)}"
 
 
 def _torch_gpus() -> tuple[tuple[Gpu, ...], str | None]:

@@ -16,12 +16,12 @@ from landmark_batch.frames.spec import StoreSpec
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.builds import Build, other_build, this_build
-from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, place_workers
+from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, group_shape, place_workers
 from landmark_batch.workflows.measured import Speed, SpeedKey, recall_speed
 from landmark_batch.workflows.request import RenderRequest, scene_request
 from landmark_batch.workflows.unsupported import refuse_unsupported
 
-CHUNKS_A_WORKER = 12  # at least, where a job is short: workers then end together within a few per cent
+CHUNKS_A_WORKER = 12  # of a worker or a render group, at least, where a job is short: all then end together within a few per cent
 PROCESS_BYTES = 400 * 2**20  # Python, torch and Dask of one worker before it has loaded anything (measured: 330 to 380 MiB)
 COMPRESSED_AT_BEST = 0.5  # share of the raw size below which rendered frames rarely go: a disk with less room is refused
 
@@ -61,9 +61,7 @@ class RenderPlan:
         """Wall time of rendering what is to do, None if nothing was measured on this machine before."""
         if self.speed is None:
             return None
-        return self.speed.seconds(
-            len(self.todo), self.request.pixels, self.request.samples, self.placement.workers if self.placement else 1
-        )
+        return self.speed.seconds(len(self.todo), self.request.pixels, self.request.samples, self.placement.groups if self.placement else 1)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -92,6 +90,9 @@ class RenderPlan:
             "disk_free": self.disk_free,
             "worker_memory": self.worker_memory,
             "workers": self.placement.workers if self.placement else None,
+            "groups": self.placement.groups if self.placement else None,
+            "tensor_parallel": job.parallel.tensor_parallel,
+            "data_parallel": job.parallel.data_parallel,
             "device": self.placement.device if self.placement else request.device,
             "gpus": list(self.placement.gpus) if self.placement else [],
             "device_name": self.placement.device_name if self.placement else None,
@@ -118,7 +119,9 @@ class RenderPlan:
             ("store", f"{job.store_path} ({', '.join(str(output) for output in spec.outputs)})"),
             ("disk", self._describe_disk()),
             ("workers", self._describe_workers()),
-            ("sampling", f"{request.mode}, {request.samples} samples a ray; runtime {request.runtime}, {request.precision}"),
+            *([("groups", self._describe_groups())] if group_shape(job.parallel).size > 1 else []),
+            ("sampling", f"{request.mode}, {request.samples} samples a ray; {request.precision}"),
+            ("runtime", f"{request.runtime} ({request.runtime_reason})" if request.runtime_reason else request.runtime),
             ("time", self._describe_time()),
         ]
         lines = [job.name, *(f"  {name:9} {text}" for name, text in rows)]
@@ -134,6 +137,11 @@ class RenderPlan:
         place = self.placement
         on = f"GPU {', '.join(map(str, place.gpus))} ({place.device_name})" if place.gpus else f"the CPU ({place.device_name})"
         return f"{place.workers} on {on}, {_bytes(self.worker_memory)} of memory each"
+
+    def _describe_groups(self) -> str:
+        shape = group_shape(self.job.parallel)
+        each = f"of {shape.size} ranks (tensor {shape.tensor} x data {shape.data})"
+        return f"{self.placement.groups} {each}" if self.placement else f"{each}, as many as the cluster has workers for"
 
     def _describe_time(self) -> str:
         if not self.todo:
@@ -226,7 +234,7 @@ def frames_to_render(resume: ResumePlan | None, wanted: Sequence[int], spec: Sto
 def chunk_size(todo: int, asked: int, unit: int, workers: int) -> int:
     """Frames a task: as asked, halved while a job is so short that whole chunks would leave workers waiting at its end.
 
-    unit: frames that must be committed together (a divisor of the result).
+    unit: frames that must be committed together (a divisor of the result). workers: that render side by side, a group counting as one.
     """
     size = max(unit, -(-asked // unit) * unit)
     while size > unit and size % (2 * unit) == 0 and todo / size < workers * CHUNKS_A_WORKER:
@@ -260,7 +268,7 @@ def _split(
     memory = _worker_memory(request, ())
     parallel = request.job.parallel
     first, _ = place_workers(parallel, machine, device=request.device, worker_memory=memory)
-    chunks = split_frames(todo, chunk_size(len(todo), asked, spec.commit_unit, first.workers))
+    chunks = split_frames(todo, chunk_size(len(todo), asked, spec.commit_unit, first.groups))
     placement, notes = place_workers(parallel, machine, device=request.device, worker_memory=memory, chunks=len(chunks) or None)
     return tuple(chunks), placement, notes
 
@@ -278,8 +286,10 @@ def _speed(request: RenderRequest, placement: Placement | None, machine: Machine
 
 
 def speed_key(request: RenderRequest, placement: Placement, machine: Machine) -> SpeedKey:
-    """Under which a rendering speed is remembered."""
-    return SpeedKey(machine.host, placement.device_name, placement.workers, request.runtime, request.precision, request.mode)
+    """Under which a rendering speed is remembered: that of a worker, or of a render group of its shape."""
+    shape = group_shape(request.job.parallel)
+    device = placement.device_name if shape.size == 1 else f"{placement.device_name} x {shape.tensor} x {shape.data}"
+    return SpeedKey(machine.host, device, placement.workers, request.runtime, request.precision, request.mode)
 
 
 def disk_free(path: Path) -> int:

@@ -1,61 +1,104 @@
-"""DaskPool: what the driver needs of a cluster: tasks of the job's graph, pinned to one worker each, and word of how they ended."""
+"""DaskPool: what the driver needs of a cluster: tasks of the job's graph, pinned to one group each, and word of how they ended."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed import Future
+from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
 from landmark_batch.events import ChunkStarted
-from landmark_batch.workflows.cluster import RenderCluster
-from landmark_batch.workflows.driver import Failed, Finished, Lost, Message
+from landmark_batch.workflows.crew import Crew
 from landmark_batch.workflows.graph import RenderGraph
+from landmark_batch.workflows.nanny import EXITS_TOPIC
+from landmark_batch.workflows.order import STOP_FILE
+from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Message, Refused
 from landmark_batch.workflows.session import SetupError, nothing_rendered
 from landmark_batch.workflows.worker import topic
 
 GATHER_SECONDS = 30
+CAUSE_SECONDS = 0.1  # between two looks for the cause of a loss
 Claim = Callable[[Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
 
 class DaskPool:
-    """The driver's WorkerPool on a cluster: tasks of the job's graph, pinned to one worker each, dropped once they ended.
+    """The driver's WorkerPool on a cluster: tasks of the job's graph, pinned to the leader of a group, dropped once they ended.
 
     claim: takes the frames of a chunk for this process; gives those that are its to render and those that stand already.
+    priority: of the job's tasks before those of other jobs.
     """
 
     def __init__(
-        self,
-        cluster: RenderCluster,
-        graph: RenderGraph,
-        *,
-        stop_file: Path,
-        claim: Claim | None = None,
-        priority: int = 0,
+        self, client: Client, crew: Crew, graph: RenderGraph, folder: Path, *, claim: Claim | None = None, priority: int = 0
     ) -> None:
-        self._cluster = cluster
+        self._client = client
+        self._crew = crew
         self._graph = graph
-        self._stop_file = stop_file
+        self._folder = folder
         self._claim = claim
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._futures: dict[tuple[int, int], Future] = {}
+        self._futures: dict[tuple[int, int], tuple[str, Future]] = {}
         self._standing: dict[tuple[int, int], list[int]] = {}
+        self._unexplained: list[tuple[int, int, str]] = []  # lost tasks whose cause is being found: number, attempt, key
         self._priority = priority
-        cluster.client.subscribe_topic(topic(graph.run), self._begun)
+        for name, handler in ((topic(graph.run), self._told), (EXITS_TOPIC, self._exited)):
+            client.subscribe_topic(name, handler)
 
-    def _begun(self, event: tuple[float, Mapping[str, Any]]) -> None:
+    def refuse(self, error: BaseException) -> None:
+        """Workers cannot open the job."""
+        self._messages.put(Refused(error))
+
+    def _told(self, event: tuple[float, Mapping[str, Any]]) -> None:
         told = event[1]
-        self._messages.put(ChunkStarted(chunk=str(told["chunk"]), worker=str(told["name"]), at=float(told["at"])))
+        if "chunk" in told and "group" not in told:
+            self._messages.put(
+                ChunkStarted(chunk=str(told["chunk"]), worker=self._crew.name_of(str(told["address"])), at=float(told["at"]))
+            )
+        else:
+            self._crew.told(told)
+
+    def _exited(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        self._crew.exited(event[1])
+
+    # -- who is there
 
     def workers(self) -> Mapping[str, str]:
-        return self._cluster.workers()
+        return self._crew.groups()
+
+    def resting(self) -> frozenset[str]:
+        return self._crew.resting()
+
+    def dismiss(self, address: str) -> None:
+        self._crew.dismiss(address)
+
+    def replace(self, address: str, reason: str) -> None:
+        self._crew.replace(address, reason)
+
+    def exclude(self, address: str, reason: str) -> None:
+        self._crew.exclude(address)
+
+    def pause(self, paused: bool) -> None:
+        self._crew.pause(paused)
+
+    def coming(self) -> bool:
+        return self._crew.forming()
+
+    def lacking(self) -> str:
+        return self._crew.lacking()
+
+    # -- tasks
 
     def submit(self, number: int, attempt: int, address: str) -> None:
         chunk = self._graph.chunks[number]
+        leader = self._crew.leader(address)
+        if leader is None:
+            self._unexplained.append((number, attempt, address))
+            return
         frames, standing = self._claim(chunk.frames) if self._claim is not None else (chunk.frames, ())
         self._standing[number, attempt] = list(standing)
         if not frames:
@@ -63,13 +106,11 @@ class DaskPool:
             return
         whole = attempt == 0 and len(frames) == len(chunk.frames)
         task = self._graph.window([number])[0] if whole else self._graph.task(number, attempt, frames)
-        future = self._cluster.client.compute(
-            task, workers=[address], allow_other_workers=False, priority=self._priority, optimize_graph=False
-        )
-        self._futures[number, attempt] = future
-        future.add_done_callback(lambda done: self._ended(number, attempt, done))
+        future = self._client.compute(task, workers=[leader], allow_other_workers=False, priority=self._priority, optimize_graph=False)
+        self._futures[number, attempt] = (address, future)
+        future.add_done_callback(lambda done: self._ended(number, attempt, address, done))
 
-    def _ended(self, number: int, attempt: int, future: Future) -> None:
+    def _ended(self, number: int, attempt: int, address: str, future: Future) -> None:
         """Runs in a thread of the client's when a task has ended in any way."""
         if future.status == "cancelled":
             return
@@ -87,8 +128,8 @@ class DaskPool:
         except Exception as error:  # noqa: BLE001  the receipt is gone with its worker: the ledger knows what stands
             self._messages.put(Lost(number, attempt, f"its receipt could not be fetched ({type(error).__name__})", worker_gone=False))
         finally:
-            self._futures.pop((number, attempt), None)
-            future.release()
+            if self._futures.get((number, attempt)) is not None:
+                future.release()
 
     def _put(self, number: int, attempt: int, receipt: dict[str, Any]) -> None:
         standing = self._standing.pop((number, attempt), [])
@@ -98,16 +139,46 @@ class DaskPool:
 
     def forget(self, number: int, attempt: int) -> None:
         self._standing.pop((number, attempt), None)
-        future = self._futures.pop((number, attempt), None)
+        self._unexplained = [item for item in self._unexplained if item[:2] != (number, attempt)]
+        _, future = self._futures.pop((number, attempt), ("", None))
         if future is not None:
             with contextlib.suppress(Exception):
                 future.cancel()
 
     def next(self, timeout: float) -> Message | None:
-        try:
-            return self._messages.get(timeout=timeout)
-        except queue.Empty:
-            return None
+        deadline = time.monotonic() + timeout
+        while True:
+            explained = self._explain()
+            if explained is not None:
+                return explained
+            left = deadline - time.monotonic()
+            try:
+                message = self._messages.get(timeout=max(0.001, min(left, CAUSE_SECONDS)))
+            except queue.Empty:
+                if left <= 0:
+                    return None
+                continue
+            if isinstance(message, Lost) and message.worker_gone:
+                key, _ = self._futures.get((message.number, message.attempt), ("", None))
+                self._crew.lost(key, message.reason)
+                self._unexplained.append((message.number, message.attempt, key))
+                continue
+            if isinstance(message, Finished | Failed | Lost):
+                self._futures.pop((message.number, message.attempt), None)
+            return message
+
+    def _explain(self) -> Lost | None:
+        """A lost task, once it is known why: one in the hand of a group that ended, and one that could not even be sent."""
+        resting = self._crew.ending()
+        for (number, attempt), (key, _) in self._futures.items():
+            if key in resting and (number, attempt, key) not in self._unexplained:
+                self._unexplained.append((number, attempt, key))
+        for number, attempt, key in self._unexplained:
+            cause = self._crew.cause(key)
+            if cause is not None:
+                self._unexplained.remove((number, attempt, key))
+                return Lost(number, attempt, cause.text, own=cause.own)
+        return None
 
     def hold(self) -> None:
-        self._stop_file.touch()
+        (self._folder / STOP_FILE).touch()

@@ -23,8 +23,8 @@ class RunRecorder:
     first_at, last_at: time.monotonic() of the first chunk's beginning and the last receipt.
     """
 
-    def __init__(self, sinks: Sequence[EventSink]) -> None:
-        self.sinks: list[EventSink] = [LogSink(), *sinks]
+    def __init__(self, sinks: Sequence[EventSink], log: logging.Logger | None = None) -> None:
+        self.sinks: list[EventSink] = [LogSink(log), *sinks]
         self.rendered = 0
         self.failures: dict[str, str] = {}
         self.failed: set[int] = set()

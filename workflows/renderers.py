@@ -15,10 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.errors import ConfigError
+from landmark_batch.frames.pixels import quantise
+from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.job import RenderJob
 
 if TYPE_CHECKING:
     from landmark_batch.model.runtime import KernelSource
+    from landmark_batch.model.settings import RenderSettings
+    from landmark_batch.parallel.group import RenderGroup
+    from landmark_batch.parallel.renderer import GroupRenderer
+    from landmark_batch.scene.shard import ChannelShard
+    from landmark_batch.scene.weights import SceneWeights
+    from landmark_batch.workflows.snapshot import JobSnapshot
 
 
 class RenderedFrame(Protocol):
@@ -26,7 +34,12 @@ class RenderedFrame(Protocol):
 
     @property
     def counters(self) -> dict[str, int]: ...
+
     def numpy(self) -> dict[str, NDArray[np.float32]]: ...
+
+    def quantised(self, outputs: Sequence[OutputSpec], *, frame: int, into: Mapping[str, NDArray[Any]]) -> object:
+        """Write the frame in a store's dtypes into arrays by output name. Raises PixelError for NaN and Inf."""
+        ...
 
 
 class FrameRenderer(Protocol):
@@ -42,6 +55,10 @@ class SimulatedFrame:
 
     def numpy(self) -> dict[str, NDArray[np.float32]]:
         return {"rgb": self.rgb, "depth": self.depth, "alpha": self.alpha}
+
+    def quantised(self, outputs: Sequence[OutputSpec], *, frame: int, into: Mapping[str, NDArray[Any]]) -> None:
+        for name, values in quantise(self.numpy(), outputs, frame=frame).items():
+            into[name][...] = values
 
 
 class SimulatedRenderer:
@@ -94,27 +111,53 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim, 2**30) and mallopt(mmap, 2**25))
 
 
+def open_group_renderer(snapshot: JobSnapshot, device: str, group: RenderGroup, *, kernels: KernelSource | None = None) -> GroupRenderer:
+    """This rank's renderer: it reads its share of the channels only. device: 'cuda' or 'cpu'. Raises as `open_renderer`."""
+    import torch
+
+    from landmark_batch.parallel.renderer import GroupRenderer
+    from landmark_batch.scene.shard import ChannelShard
+
+    job, shape = snapshot.render_job(), group.membership.shape
+    if snapshot.renderer.get("kind") != "scene":
+        raise ConfigError(f"renderer {snapshot.renderer.get('kind')!r}: groups render scenes")
+    job = job.model_copy(update={"model": job.model.model_copy(update={"runtime": snapshot.renderer["runtime"]})})
+    shard = ChannelShard(group.membership.rank % shape.tensor, shape.tensor) if shape.tensor > 1 else None
+    weights, settings = _load(job, device, snapshot.threads, kernels, shard)
+    return GroupRenderer(group, weights, settings, torch.device(device), threads=snapshot.threads)
+
+
 def _open_scene(job: RenderJob, device: str, threads: int, kernels: KernelSource | None) -> tuple[FrameRenderer, str]:
     import torch
 
+    from landmark_batch.kernels.tuning import Launches
     from landmark_batch.model.fused import FusedRenderer
     from landmark_batch.model.renderer import Renderer
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights, settings = _load(job, device, threads, kernels, None)
+    if settings.runtime == "fused" and device == "cuda":
+        return FusedRenderer(weights, settings, torch.device(device), Launches(kernels.cache_dir if kernels is not None else None)), device
+    return Renderer(weights, settings, torch.device(device)), device
+
+
+def _load(
+    job: RenderJob, device: str, threads: int, kernels: KernelSource | None, shard: ChannelShard | None
+) -> tuple[SceneWeights, RenderSettings]:
+    import torch
+
     from landmark_batch.model.runtime import load_runtime
     from landmark_batch.model.settings import resolve_settings
     from landmark_batch.scene.checkpoint import load_scene
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(threads)
         keep_freed_memory()
-    if job.scene.checkpoint is None:
+    scene = job.scene
+    if scene.checkpoint is None:
         raise ConfigError("scene.checkpoint is not set", remedy="name the .th file, or the directory of -sub{b}.th files")
-    weights = load_scene(
-        job.scene.checkpoint, plane_division=job.scene.plane_division, edit=job.scene.edit, edit_block=job.scene.edit_block
-    )
-    settings = resolve_settings(job, weights.config, device=device)
+    weights = load_scene(scene.checkpoint, plane_division=scene.plane_division, edit=scene.edit, edit_block=scene.edit_block, shard=shard)
+    settings = resolve_settings(job, weights.config, device=device, kernels=kernels)
     load_runtime(settings.runtime, device, source=kernels)
-    if settings.runtime == "fused" and device == "cuda":
-        return FusedRenderer(weights, settings, torch.device(device)), device
-    return Renderer(weights, settings, torch.device(device)), device
+    return weights, settings

@@ -22,7 +22,7 @@ class RenderRequest:
     """flight: all cameras of the job. wanted: frames it asks for, ascending. settings: what fingerprints cover beside the pose.
 
     renderer: for the workers, see renderers.open_renderer. device: 'cuda' or 'cpu' its settings were resolved for.
-    samples: a ray. mode, runtime, precision: for people and for measured speeds. scene: content digest, '' without a scene.
+    samples: a ray. mode, runtime (and why), precision: for people and for measured speeds. scene: content digest, '' without a scene.
     worker_memory: bytes a worker is expected to need, 0 = unknown. warnings: what the user should know.
     """
 
@@ -41,6 +41,7 @@ class RenderRequest:
     scene: str = ""
     worker_memory: int = 0
     warnings: tuple[str, ...] = ()
+    runtime_reason: str = ""
 
     @property
     def pixels(self) -> int:
@@ -58,13 +59,18 @@ def scene_request(job: RenderJob, device: str) -> RenderRequest:
     from landmark_batch.model.settings import resolve_settings
     from landmark_batch.scene.checkpoint import load_config
     from landmark_batch.scene.identity import scene_digest
+    from landmark_batch.scene.shard import idle_shares
+    from landmark_batch.workflows.worker import kernel_source
 
     checkpoint = checkpoint_of(job)
     config = load_config(checkpoint, plane_division=job.scene.plane_division, edit=job.scene.edit, edit_block=job.scene.edit_block)
-    settings = resolve_settings(job, config, device=device)
+    settings = resolve_settings(job, config, device=device, kernels=kernel_source())
     flight = flight_of_job(job)
     wanted = wanted_frames(job, flight)
     warnings = [*settings.notes, *check_flight(flight, settings.aabb, (settings.near, settings.far), frames=wanted)]
+    if idle := idle_shares(config, settings.tensor_parallel):
+        ranks = settings.tensor_parallel
+        warnings.append(f"tensor_parallel = {ranks}: the scene's channels leave {idle} of every {ranks} workers without any")
     digest = scene_digest(checkpoint, edit=job.scene.edit, edit_block=job.scene.edit_block)
     return RenderRequest(
         job=job,
@@ -77,10 +83,11 @@ def scene_request(job: RenderJob, device: str) -> RenderRequest:
         samples=settings.samples,
         mode=settings.mode,
         runtime=settings.runtime,
+        runtime_reason=settings.runtime_reason,
         renderer={"kind": "scene", "runtime": settings.runtime},
         precision=settings.precision,
         scene=digest,
-        worker_memory=estimate_memory(config, settings, flight.width, flight.height),
+        worker_memory=estimate_memory(config, settings, flight.width, flight.height, tensor_parallel=settings.tensor_parallel),
         warnings=tuple(warnings),
     )
 

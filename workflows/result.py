@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from landmark_batch.errors import LandmarkError, RenderIncompleteError, RenderIn
 
 @dataclass(frozen=True)
 class RenderResult:
-    """state: 'complete', 'incomplete' (frames are missing) or 'interrupted'. rendered, skipped: frames rendered now, and found standing.
+    """state: 'complete', 'incomplete' (frames are missing), 'interrupted' or 'detached' (it goes on elsewhere). rendered, skipped:
+    frames rendered now, and found standing.
 
     missing: wanted frames that do not stand. failures: chunk id -> error of chunks that were set aside. seconds: wall time of it all;
     startup_seconds: until the first chunk began; render_seconds: from then to the last receipt. stages: seconds by name, over all
-    workers; 'idle' is what passed between their chunks. counters: rays, samples, ... of the rendered frames.
+    workers; 'idle' is what passed between their chunks. counters: rays, samples, ... of the rendered frames. worker_seconds: of
+    rendering and of waiting between chunks, over all workers. fatal: what ended the job before its time.
     """
 
     state: str
@@ -35,10 +37,14 @@ class RenderResult:
     dashboard: str | None
     stages: dict[str, float] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    worker_seconds: float = 0.0
+    fatal: LandmarkError | None = field(default=None, compare=False, repr=False)
 
     @property
     def exit_code(self) -> int:
-        return {"complete": 0, "incomplete": RenderIncompleteError.exit_code, "interrupted": RenderInterrupted.exit_code}[self.state]
+        return {"complete": 0, "detached": 0, "incomplete": RenderIncompleteError.exit_code, "interrupted": RenderInterrupted.exit_code}[
+            self.state
+        ]
 
     def error(self) -> LandmarkError | None:
         """The result as an error that names the missing frames and how to go on; None for a complete job."""
@@ -60,6 +66,7 @@ class RenderResult:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        values = {**asdict(self), "store": str(self.store), "log": str(self.log) if self.log else None}
+        values = {**asdict(replace(self, fatal=None)), "store": str(self.store), "log": str(self.log) if self.log else None}
+        del values["fatal"]
         values["missing"] = format_frame_ranges(self.missing)
         return values

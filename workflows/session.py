@@ -8,27 +8,28 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landmark_batch.errors import LandmarkError
+from landmark_batch.errors import CameraError, ConfigError, LandmarkError
 from landmark_batch.frames.fingerprint import FrameSettings, frame_fingerprint
-from landmark_batch.frames.pixels import quantise
-from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.writer import FrameWriter
-from landmark_batch.workflows.renderers import FrameRenderer, open_renderer
-from landmark_batch.workflows.snapshot import STOP_FILE, JobSnapshot, read_snapshot
+from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
+from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
+from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame, open_renderer
 
 if TYPE_CHECKING:
     from landmark_batch.model.runtime import KernelSource
+    from landmark_batch.model.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,12 @@ class SetupError(Exception):
     """A worker could not open the job. error: why; our own errors as they are, others as their text (they may not travel)."""
 
     def __init__(self, error: BaseException) -> None:
-        self.error = error if isinstance(error, LandmarkError) else RuntimeError(_text(error))
+        self.error = error if isinstance(error, LandmarkError) else RuntimeError(describe(error))
         super().__init__(self.error)
+
+
+class GroupLostError(Exception):
+    """The group that was rendering cannot go on: this process is to end. Its cause says why."""
 
 
 class ChunkError(Exception):
@@ -57,45 +62,62 @@ class RenderSession:
     def __init__(
         self,
         folder: Path,
-        snapshot: JobSnapshot,
-        store: FrameStore,
+        opened: OpenedRun,
         renderer: FrameRenderer,
         *,
         worker: str,
         device: str,
-        poses: NDArray[np.float64],
-        lenses: NDArray[np.float64],
+        group: str = "",
+        epoch: int = 0,
+        timeline: Timeline | None = None,
     ) -> None:
+        snapshot = opened.snapshot
         self.device = device
         self.runtime = str(snapshot.settings.get("model.runtime", snapshot.renderer["kind"]))
         self.frames_done = 0
         self.chunk = ""
         self.broken = False
+        self._timeline = timeline
+        self._group = group
+        self._epoch = epoch
+        self._hands = 0
         self._rendering = threading.Lock()
-        self._stop_file = folder / STOP_FILE
+        self._folder = folder
         self._settings = FrameSettings(snapshot.settings)
         self._generation = snapshot.generation
-        self._store = store
+        self._store = opened.store
         self._renderer = renderer
         self._worker = worker
-        self._poses = poses
-        self._lenses = lenses
+        self._poses = opened.poses
+        self._lenses = opened.lenses
         self._writers: dict[int, FrameWriter] = {}
+        self._spare: list[dict[str, NDArray[Any]]] = []  # arrays of chunks that are committed
 
     @classmethod
     def open(cls, folder: Path, worker: str, kernels: KernelSource | None = None) -> Self:
         """Read a run's snapshot, open its store, load its scene. Raises LandmarkError kinds as these do."""
         started = time.perf_counter()
-        snapshot, arrays = read_snapshot(folder)
-        store = FrameStore.open(Path(snapshot.store))
+        opened = open_snapshot(folder)
+        snapshot = opened.snapshot
+        timeline = open_timeline(snapshot, worker)
         renderer, device = open_renderer(snapshot.renderer, snapshot.render_job(), snapshot.device, snapshot.threads, kernels=kernels)
         logger.info("run %s opened in %.1f s on %s", snapshot.run, time.perf_counter() - started, device)
-        return cls(folder, snapshot, store, renderer, worker=worker, device=device, poses=arrays["c2w"], lenses=arrays["intrinsics"])
+        return cls(folder, opened, renderer, worker=worker, device=device, timeline=timeline)
+
+    @property
+    def busy(self) -> bool:
+        """A chunk is in hand, rendered or being written."""
+        return self._hands > 0
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        with self._rendering:
+            for writer in self._writers.values():
+                writer.close()
+            self._writers.clear()
+            self._spare.clear()
+            self._renderer = _CLOSED
+            if self._timeline is not None:
+                self._timeline.close()
 
     def _breaks_device(self, error: BaseException) -> bool:
         if self.device != "cuda":
@@ -112,13 +134,18 @@ class RenderSession:
         been told to stop before this chunk began.
         Raises LandmarkError kinds (PixelError for NaN, DiskFullError, ...), ChunkError for anything else.
         """
+        self._hands += 1
         try:
             return self._render(chunk, frames, attempt, begun)
+        except GroupLostError:
+            raise
         except Exception as error:
             logger.exception("chunk %s failed", chunk)
             self.broken = self.broken or self._breaks_device(error)
             known = isinstance(error, LandmarkError)
-            failure = error if known else ChunkError(f"chunk {chunk} on {socket.gethostname()}: {_text(error)}")
+            failure = error if known else ChunkError(f"chunk {chunk} on {self._worker}: {describe(error)}")
+        finally:
+            self._hands -= 1
         failure.__cause__ = failure.__context__ = None  # what it came from may not travel; the log has it
         raise failure
 
@@ -133,7 +160,7 @@ class RenderSession:
         parts = list(self._parts(todo))
         stages["check"] = time.perf_counter() - started
         with self._turn(chunk):
-            if self._stop_file.exists():
+            if is_set(self._folder, STOP_FILE, PAUSE_FILE):
                 return {"stopped": True}
             if begun is not None:
                 begun()
@@ -147,7 +174,9 @@ class RenderSession:
                     pixels = self._pixels(part, stages, counters)
                     ended = time.time()
             seconds, told = stages["render"] - told, stages["render"]
-            receipt = self._writer(attempt).commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
+            with _span("write"):
+                receipt = self._writer(attempt).commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
+            self._spare.append(pixels)
             stages["write"] += receipt.write_seconds
             size += receipt.bytes
             self.frames_done += len(part)
@@ -214,25 +243,59 @@ class RenderSession:
 
     def _pixels(self, frames: Sequence[int], stages: defaultdict[str, float], counters: Counter[str]) -> dict[str, NDArray[Any]]:
         spec = self._store.spec
-        pixels = {output.name: np.empty((len(frames), *spec.frame_shape(output.name)), output.dtype) for output in spec.outputs}
+        pixels = self._arrays(len(frames))
         for i, frame in enumerate(frames):
             before = time.perf_counter()
-            rendered = self._renderer.render(
-                self._poses[frame], tuple(float(value) for value in self._lenses[frame]), spec.width, spec.height
-            )
-            arrays = rendered.numpy()
+            rendered = self._frame(frame)
             between = time.perf_counter()
-            for name, values in quantise(arrays, spec.outputs, frame=frame).items():
-                pixels[name][i] = values
+            rendered.quantised(spec.outputs, frame=frame, into={name: values[i] for name, values in pixels.items()})
             stages["render"] += between - before
             stages["quantise"] += time.perf_counter() - between
             counters.update(rendered.counters)
         return pixels
 
+    def _arrays(self, frames: int) -> dict[str, NDArray[Any]]:
+        """Arrays for so many frames; those of an earlier chunk where they fit, since new memory costs a fault a page."""
+        spec = self._store.spec
+        names = spec.names
+        while self._spare:
+            spare = self._spare.pop()
+            if len(spare[names[0]]) == frames:
+                return spare
+        return {output.name: np.empty((frames, *spec.frame_shape(output.name)), output.dtype) for output in spec.outputs}
+
+    def _frame(self, frame: int) -> RenderedFrame:
+        spec, lens = self._store.spec, tuple(float(value) for value in self._lenses[frame])
+        try:
+            return self._renderer.render(self._poses[frame], lens, spec.width, spec.height)
+        except (CameraError, ConfigError):
+            raise  # found before the group was asked
+        except Exception as error:
+            if not self._group:
+                raise
+            raise GroupLostError(f"group {self._group} cannot render frame {frame}") from error
+
     def _writer(self, attempt: int) -> FrameWriter:
         if attempt not in self._writers:
-            self._writers[attempt] = self._store.writer(self._worker, attempt, generation=self._generation)
+            self._writers[attempt] = self._store.writer(self._worker, attempt, self._epoch, group=self._group, generation=self._generation)
         return self._writers[attempt]
+
+
+class _Closed:
+    """In a closed session's place for a renderer: lets go of the scene's memory."""
+
+    def render(self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int) -> RenderedFrame:
+        raise RuntimeError("the session was closed")
+
+
+_CLOSED = _Closed()
+
+
+def _span(name: str) -> AbstractContextManager[None]:
+    """A range of the timeline, where one is kept; a worker without torch keeps none."""
+    profile = sys.modules.get("landmark_batch.model.profile")
+    found: AbstractContextManager[None] = profile.span(name) if profile is not None else nullcontext()
+    return found
 
 
 def nothing_rendered() -> dict[str, Any]:
@@ -241,6 +304,7 @@ def nothing_rendered() -> dict[str, Any]:
     return {"frames": [], "skipped": [], "digests": {}, "stages": {}, "counters": {}, **numbers}
 
 
-def _text(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """Kind and message of an error in one text that travels."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -20,7 +20,6 @@ from landmark_batch.frames.layout import StoreLayout
 from landmark_batch.frames.process import ProcessIdentity, this_process
 from landmark_batch.job import RenderJob, job_from_dict
 
-STOP_FILE = "stop"
 _FOLDER = "runs"
 _JSON = "snapshot.json"
 _FLIGHT = "flight.npz"
@@ -32,7 +31,9 @@ class JobSnapshot:
 
     renderer: which renderer the workers use, 'scene' or one of the benches', and its arguments.
     device: 'cuda' or 'cpu', or 'auto' where each worker looks for itself. threads: of a worker on a CPU.
-    generation: of the job that holds the store; commits are refused once it has ended.
+    generation: of the job that holds the store; commits are refused once it has ended. scheduler: for those who attach, '' for none
+    that others reach. scene: content digest that every worker must find at its own place, '' where there is no scene.
+    log: of the job; traces lie beside it.
     """
 
     run: str
@@ -42,6 +43,9 @@ class JobSnapshot:
     device: str
     threads: int
     generation: int
+    scheduler: str | None = None
+    scene: str = ""
+    log: str = ""
     renderer: dict[str, Any] = field(default_factory=lambda: {"kind": "scene"})
     process: dict[str, Any] = field(default_factory=lambda: this_process().as_dict())
     at: float = field(default_factory=time.time)
@@ -52,6 +56,11 @@ class JobSnapshot:
 
 def _folder(store: Path) -> Path:
     return StoreLayout(store).hidden / _FOLDER
+
+
+def run_folder(store: Path, run: str) -> Path:
+    """Where the snapshot and the steering files of a run lie, inside its store."""
+    return _folder(store) / run
 
 
 def new_run_id() -> str:
@@ -97,6 +106,19 @@ def remove_snapshot(folder: Path) -> None:
         folder.parent.rmdir()
     except OSError:
         pass  # another run stands in it
+
+
+def live_snapshots(store: Path) -> list[tuple[Path, JobSnapshot]]:
+    """(folder, snapshot) of the runs that write `store` now, the newest last."""
+    found = []
+    for folder in _folder(store).glob("*"):
+        try:
+            snapshot = JobSnapshot(**json.loads((folder / _JSON).read_text(encoding="utf-8")))
+            if not ProcessIdentity(**snapshot.process).is_dead():
+                found.append((folder, snapshot))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being written, or removed
+    return sorted(found, key=lambda item: item[1].at)
 
 
 def remove_dead_snapshots(store: Path) -> None:

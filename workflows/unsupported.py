@@ -8,13 +8,7 @@ from landmark_batch.job import RenderJob
 
 def refuse_unsupported(job: RenderJob) -> None:
     """Raises ConfigError naming the key, its value and the value that works."""
-    parallel, fetching = job.parallel, job.fetching
-    for key, size in (("tensor_parallel", parallel.tensor_parallel), ("data_parallel", parallel.data_parallel)):
-        if size > 1:
-            raise ConfigError(
-                f"parallel.{key} = {size}: this version renders each frame on one device; groups of devices come with a later one",
-                remedy=f"leave parallel.{key} out: frames are rendered side by side on all devices",
-            )
+    fetching = job.fetching
     if fetching.mode == "dynamic":
         raise ConfigError(
             'fetching.mode = "dynamic": this version keeps the whole scene in memory; fetching of blocks comes with a later one',

@@ -1,29 +1,45 @@
-"""The worker's side of a job: a plugin that opens a session once a process, and the task that renders a chunk in it.
+"""The worker's side of a job: a plugin that opens a session once a process or joins a group, and the task that renders a chunk.
 
-Loading the scene happens in a thread of its own, so that the worker's event loop, its heartbeats and its dashboard live
-meanwhile; the first task waits for it. The environment is read and set here, at process start, and nowhere else in the
-workflows.
+Loading the scene, forming groups and serving them happen in threads of their own, so that the worker's event loop, its heartbeats and
+its dashboard live meanwhile; the first task waits. The environment is read and set here, at process start, and nowhere else in
+the workflows.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import faulthandler
+import functools
 import logging
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future as ThreadFuture
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from landmark_batch.workflows.session import RenderSession, SetupError
+from landmark_batch.errors import GroupError
+from landmark_batch.workflows.member import (
+    AFTER_GROUP_EXIT,
+    CRASH_EXIT,
+    GroupMember,
+    JoinOrder,
+    end_process,
+    forget_memory,
+    import_all,
+    meeting_place,
+)
+from landmark_batch.workflows.security import is_loopback
+from landmark_batch.workflows.session import GroupLostError, RenderSession, SetupError
 
 if TYPE_CHECKING:
     from landmark_batch.model.runtime import KernelSource
@@ -31,7 +47,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
-_FATAL_EXIT = 70  # a worker whose device is in a bad state ends itself; its nanny starts a fresh one
+CLOSE_SECONDS = 10.0
+DRIVER_RESOURCE = "driver"  # of the worker that runs drivers of jobs and renders nothing
 
 
 def gpus_hidden() -> bool:
@@ -88,73 +105,158 @@ def _log_to(path: Path, name: str) -> None:
 
 
 class RenderWorker(WorkerPlugin):  # type: ignore[misc]
-    """Opens a render session for one run of a job on every worker, and closes it when the run is over.
+    """Opens one run of a job on every worker, and closes it when the run is over: a session of its own, or, where frames are rendered
+    by groups, what waits for the driver's word to join one.
 
-    run: id of the run. folder: its snapshot.
+    run: id of the run. folder: its snapshot. ranks: of a group; 1 for workers that render alone.
     """
 
-    def __init__(self, run: str, folder: str) -> None:
+    def __init__(self, run: str, folder: str, ranks: int = 1) -> None:
         self.run = run
         self.folder = folder
-        self.name = f"landmark-batch-{run}"
+        self.ranks = ranks
+        self.name = plugin_name(run)
 
     def setup(self, worker: Worker) -> None:
-        service = _Service(worker, self.run, Path(self.folder))
-        _SERVICES[self.run] = service
+        if DRIVER_RESOURCE in worker.state.total_resources:
+            return  # it drives jobs and renders none
+        service = Service(worker, self.run, Path(self.folder), self.ranks)
+        SERVICES[self.run] = service
         worker.metrics[f"landmark_{self.run}"] = service.metric
+        for name in METRICS:
+            worker.metrics[name] = functools.partial(_shown, name)
+        service.start()
 
-    def teardown(self, worker: Worker) -> None:
-        service = _SERVICES.pop(self.run, None)
+    async def teardown(self, worker: Worker) -> None:
+        service = SERVICES.pop(self.run, None)
         worker.metrics.pop(f"landmark_{self.run}", None)
+        if not SERVICES:
+            for name in METRICS:
+                worker.metrics.pop(name, None)
         if service is not None:
-            service.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(service.close), CLOSE_SECONDS)  # a frame may still be rendered
 
 
-class _Service:
-    """A session being opened in a thread, and what the dashboard sees of it."""
+class Service:
+    """A run on this worker: its session or its place in a group, and what the dashboard sees of it."""
 
-    def __init__(self, worker: Worker, run: str, folder: Path) -> None:
+    def __init__(self, worker: Worker, run: str, folder: Path, ranks: int) -> None:
         self.worker = worker
+        self.run = run
+        self.folder = folder
+        self.ranks = ranks
         self.topic = topic(run)
-        self.session: Future[RenderSession] = Future()
-        name = f"{socket.gethostname()}/{worker.name}"
-        threading.Thread(target=self._open, args=(folder, name), name="open render session", daemon=True).start()
+        self.label = f"{socket.gethostname()}/{worker.name}"
+        self.session: ThreadFuture[RenderSession] = ThreadFuture()
+        self.member: GroupMember | None = None
 
-    def _open(self, folder: Path, name: str) -> None:
+    def start(self) -> None:
+        """Load the scene; for a group, what takes long to import, before it is asked for."""
+        work = self._open if self.ranks == 1 else import_all
+        threading.Thread(target=work, name="open render session", daemon=True).start()
+
+    def _open(self) -> None:
         try:
-            self.session.set_result(RenderSession.open(folder, name, kernel_source()))
+            self.session.set_result(RenderSession.open(self.folder, self.label, kernel_source()))
         except BaseException as error:
             logger.exception("cannot open the job")
             self.session.set_exception(error)
 
-    def tell(self, chunk: str) -> None:
-        """Word to the client that a chunk's rendering begins."""
-        self.worker.log_event(self.topic, {"chunk": chunk, "name": str(self.worker.name), "at": time.time()})
+    def join(self, order: JoinOrder, rendezvous: Any) -> None:
+        """Take a place in a group. A place in an older one is given up by starting afresh: its collectives may hang."""
+        if self.member is not None and not self.member.left:
+            end_process(AFTER_GROUP_EXIT, f"it is still in epoch {self.member.order.epoch} of group {self.member.order.group}")
+            return
+        self.session = ThreadFuture()
+        self.member = GroupMember(
+            order, self.folder, self.label, kernel_source(), tell=self.tell, session=self.session, rendezvous=rendezvous
+        )
+        self.member.start()
 
-    async def metric(self, worker: Worker) -> dict[str, Any]:
+    def tell(self, message: dict[str, Any]) -> None:
+        """Word to the driver, and through it to the user. From any thread."""
+        self.worker.log_event(self.topic, {"name": str(self.worker.name), "address": self.worker.address, "at": time.time(), **message})
+
+    @property
+    def idle(self) -> bool:
+        """Whether this worker can go without anybody missing it."""
+        if self.ranks > 1:
+            return self.member is None or self.member.left
+        return not (self.session.done() and self.session.exception() is None and self.session.result().busy)
+
+    def shown(self) -> dict[str, Any]:
+        """State of this rank: group, epoch, rank, role, state, chunk, frames, runtime, device."""
+        values: dict[str, Any] = {
+            "group": "",
+            "epoch": 0,
+            "rank": 0,
+            "role": "worker",
+            "frames": 0,
+            "chunk": "",
+            "runtime": "",
+            "device": "",
+        }
+        if self.ranks > 1:
+            if self.member is None or self.member.left:
+                return {**values, "role": "spare", "state": "waiting for a group"}
+            values |= self.member.shown()
         if not self.session.done():
-            return {"state": "loading", "frames": 0, "chunk": "", "runtime": "", "device": ""}
+            return {"state": "loading", **values}
         if self.session.exception() is not None:
-            return {"state": "failed", "frames": 0, "chunk": "", "runtime": "", "device": ""}
+            return {**values, "state": "failed"}
         session = self.session.result()
+        state = "rendering" if session.chunk else "idle"
         return {
-            "state": "rendering" if session.chunk else "idle",
+            **values,
+            "state": state,
             "frames": session.frames_done,
             "chunk": session.chunk,
             "runtime": session.runtime,
             "device": session.device,
         }
 
+    async def metric(self, worker: Worker) -> dict[str, Any]:
+        return self.shown()
+
     def close(self) -> None:
+        """Waits for the frame in hand."""
         if self.session.done() and self.session.exception() is None:
             self.session.result().close()
+        if self.member is not None:
+            self.member.close()
+        forget_memory()
 
 
-_SERVICES: dict[str, _Service] = {}
+SERVICES: dict[str, Service] = {}
+METRICS = ("group", "epoch", "role", "state", "gpu_memory")  # of every rank, as columns of Dask's own pages
+_draining = threading.Event()
+
+
+async def _shown(name: str, worker: Worker) -> Any:
+    """One column of the dashboard: of the newest run on this worker."""
+    if name == "gpu_memory":
+        return gpu_memory()
+    services = list(SERVICES.values())
+    if not services:
+        return 0 if name == "epoch" else "draining" if name == "state" and _draining.is_set() else ""
+    return services[-1].shown()[name]
+
+
+def gpu_memory() -> int:
+    """Bytes that this process holds on its GPU; 0 without one, or before torch is in."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.memory_reserved())
 
 
 def topic(run: str) -> str:
-    """Dask topic on which the workers of a run tell what they begin."""
+    """Dask topic on which the workers of a run tell what they begin and what befalls them."""
+    return f"landmark-batch-{run}"
+
+
+def plugin_name(run: str) -> str:
     return f"landmark-batch-{run}"
 
 
@@ -164,22 +266,77 @@ def render_chunk(run: str, chunk: str, frames: Sequence[int], attempt: int) -> d
     run: id of the run whose session this worker has open. chunk: its id. Returns the receipt of RenderSession.render.
     Raises SetupError where the session could not be opened, else what rendering or writing raised.
     """
-    service = _SERVICES.get(run)
+    service = SERVICES.get(run)
     if service is None:
         raise SetupError(RuntimeError(f"worker {socket.gethostname()} has no open session for run {run}"))
     failed = service.session.exception()
     if failed is not None:
         raise SetupError(failed)
     session = service.session.result()
+    if _draining.is_set():
+        return {"stopped": True}
     try:
-        return session.render(chunk, tuple(frames), attempt, lambda: service.tell(chunk))
+        return session.render(chunk, tuple(frames), attempt, lambda: service.tell({"chunk": chunk}))
+    except GroupLostError as error:
+        assert service.member is not None
+        service.member.fence(error.__cause__ or error, chunk)
+        raise
     finally:
         if session.broken:
-            _end_soon()
+            end_process(CRASH_EXIT, "its device is in a bad state", after=1.0)
 
 
-def _end_soon() -> None:
-    """Let the error travel, then end this process: its nanny starts a fresh one."""
-    timer = threading.Timer(1.0, os._exit, (_FATAL_EXIT,))
-    timer.daemon = True
-    timer.start()
+# -- what a driver or `landmark-batch worker` calls through client.run
+
+
+async def open_rendezvous(run: str, order: JoinOrder, dask_worker: Worker) -> tuple[str, int]:
+    """The leader's meeting place: host and port."""
+    await _has_opened(run)
+    host = str(dask_worker.address).split("://")[-1].rsplit(":", 1)[0]
+    rendezvous = await asyncio.to_thread(meeting_place, host)
+    _RENDEZVOUS[run, order.group, order.epoch] = rendezvous
+    return rendezvous.host, rendezvous.port
+
+
+async def join_group(run: str, order: JoinOrder, dask_worker: Worker) -> None:
+    """Take a rank in a group; returns at once, what comes of it is told on the run's topic."""
+    await _has_opened(run)
+    if is_loopback(str(dask_worker.address)):
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # NCCL, too, listens on this machine alone
+    SERVICES[run].join(order, _RENDEZVOUS.pop((run, order.group, order.epoch), None))
+
+
+async def _has_opened(run: str) -> None:
+    """A worker that has just come is listed before its plugins are set up."""
+    for _ in range(200):
+        if run in SERVICES:
+            return
+        await asyncio.sleep(0.05)
+    raise GroupError(f"worker {socket.gethostname()} has not opened run {run}")
+
+
+async def leave_group(run: str, dask_worker: Worker) -> None:
+    """The leader ends its group; the others follow it out."""
+    service = SERVICES.get(run)
+    if service is not None and service.member is not None:
+        await asyncio.to_thread(service.member.close)
+
+
+async def end_worker(reason: str, dask_worker: Worker) -> None:
+    """End this process; its nanny starts a fresh one."""
+    end_process(AFTER_GROUP_EXIT, reason, after=0.1)
+
+
+async def begin_drain(dask_worker: Worker) -> None:
+    """Take no more chunks, in any run; `drained` tells when the last one in hand is done."""
+    _draining.set()
+    for service in list(SERVICES.values()):
+        service.tell({"draining": True})
+
+
+async def drained(dask_worker: Worker) -> bool:
+    """Whether this worker renders nothing and is in no group, so that it can go."""
+    return _draining.is_set() and all(service.idle for service in SERVICES.values())
+
+
+_RENDEZVOUS: dict[tuple[str, str, int], Any] = {}

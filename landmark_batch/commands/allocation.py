@@ -59,12 +59,19 @@ def ask_slurm(path: Path, request: JobRequest, *, dashboard: bool = True) -> tup
             remedy="change gpus_per_node in that file, or leave the job's device out",
         )
 
-    def start() -> RenderCluster:
+    def start(stopped: Callable[[], bool]) -> RenderCluster:
         from landmark_batch.workflows.slurm_cluster import slurm_cluster
 
         folder = job.store_path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        return slurm_cluster(path, folder=folder, log=job.log_path, dashboard=dashboard, tell=lambda line: click.echo(line, err=True))
+        return slurm_cluster(
+            path,
+            folder=folder,
+            log=job.log_path,
+            dashboard=dashboard,
+            stopped=stopped,
+            tell=lambda line: click.echo(line, err=True),
+        )
 
     return _on_device(request, device), {"cluster": start}
 

@@ -26,11 +26,12 @@ _CHECKPOINTS = (".th", ".pth", ".pt", ".ckpt", ".tar")
 
 @dataclass(frozen=True)
 class JobRequest:
-    """job: what is asked for, every flag applied. export_images, stage_times: LandMark's --save_png and PROFILE_*."""
+    """job: what is asked for, every flag applied. export_images, stage_times, timeline: LandMark's --save_png and PROFILE_*."""
 
     job: RenderJob
     export_images: bool = False
     stage_times: bool = False
+    timeline: bool = False
 
 
 class JobCommand(click.Command):
@@ -68,8 +69,10 @@ def job_options(function: F) -> F:
             click.option("--workers", type=int, help="Processes; default one a GPU, or one a core."),
             click.option("--runtime", help="auto, torch or fused."),
             click.option("--samples", type=int, help="Samples a ray."),
-            click.option("--tensor-parallel", type=int, help="GPUs that share the scene's channels."),
-            click.option("--data-parallel", type=int, help="GPUs that share a frame's rays."),
+            click.option("--tensor-parallel", type=int, help="Workers that share the scene's channels."),
+            click.option("--data-parallel", type=int, help="Workers that share a frame's rays."),
+            click.option("--priority", type=int, help="Of this job on a shared scheduler; higher goes first."),
+            click.option("--render-timeout", type=float, help="Seconds after which a silent render group is replaced."),
             click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any value of the job file; repeatable."),
         )
     ):
@@ -106,7 +109,7 @@ def _landmark_job(source: Path | None, landmark: Mapping[str, Value], flags: Map
     job = job_from_dict(found.values, overrides, source=found.source)
     for note in found.notes:
         click.echo(f"landmark: {note}", err=True)
-    return JobRequest(job, export_images=found.export_images, stage_times=found.stage_times)
+    return JobRequest(job, export_images=found.export_images, stage_times=found.stage_times, timeline=found.timeline)
 
 
 def _checkpoint_job(checkpoint: Path, cameras: Path | None, overrides: list[str]) -> RenderJob:
@@ -162,6 +165,8 @@ def _overrides(flags: Mapping[str, Any]) -> list[str]:
         "parallel.workers": flags["workers"],
         "parallel.tensor_parallel": flags["tensor_parallel"],
         "parallel.data_parallel": flags["data_parallel"],
+        "parallel.priority": flags["priority"],
+        "parallel.render_timeout": flags["render_timeout"],
         "model.runtime": flags["runtime"],
         "sampling.samples": flags["samples"],
         "output.store": flags["output"],

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landmark_batch.commands import logs
+from landmark_batch.commands.allocation import ask_slurm, run_in_slurm
 from landmark_batch.commands.common import count_of, human_time, say_table, say_written
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.job_source import JobCommand, JobRequest, going_on, job_options, read_job
 from landmark_batch.commands.progress import ProgressSink
-from landmark_batch.errors import RenderInterrupted
+from landmark_batch.commands.tls_options import read_tls, tls_options
+from landmark_batch.errors import ConfigError, RenderInterrupted
 
 if TYPE_CHECKING:
+    from landmark_batch.job import RenderJob
     from landmark_batch.workflows.export_session import ExportResult, ExportSession
     from landmark_batch.workflows.result import RenderResult
+
+_SCHEDULER_FIRST = "start `landmark-batch scheduler` and `landmark-batch worker`, and name the scheduler's address"
 
 
 @click.command("render", cls=JobCommand)
@@ -26,9 +31,13 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Render every frame again.")
 @click.option("--join", is_flag=True, help="Share the store with other processes that render the same job.")
 @click.option("--scheduler", help="Address of a running Dask scheduler, in place of worker processes here.")
+@click.option("--cluster", "slurm", type=click.Path(path_type=Path), help="Ask SLURM for workers, as this file (slurm.toml) says.")
+@click.option("--detach", is_flag=True, help="With --scheduler: return when the job has begun; `attach` watches it.")
+@tls_options
 @click.option("--png", is_flag=True, help="Export images as chunks finish, as the job's [images] says.")
 @click.option("--video", is_flag=True, help="Make the film too, as the job's [video] says.")
 @click.option("--allow-8bit", is_flag=True, help="Exports of more than 8 bits from a uint8 store.")
+@click.option("--profile", is_flag=True, help="Write a Chrome trace of each worker beside the log, and print stage times.")
 @click.option("--no-dashboard", is_flag=True, help="Start no Dask dashboard.")
 @click.pass_context
 def command(ctx: click.Context, /, **flags: Any) -> None:
@@ -44,8 +53,21 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     3 frames are missing, 130 interrupted.
     """
     request = read_job(ctx, flags)
+    credentials = read_tls(flags)
+    if flags["detach"] and flags["scheduler"] is None:
+        raise ConfigError("--detach without --scheduler: workers started here end with this command", remedy=_SCHEDULER_FIRST)
+    if flags["slurm"] is not None and flags["scheduler"] is not None:
+        raise ConfigError("--cluster and --scheduler are both given: a job runs on one of them")
     options = {name: flags[name] for name in ("update", "overwrite", "join", "scheduler", "allow_8bit")}
-    run_job(request, going_on(ctx), images=flags["png"], video=flags["video"], dashboard=not flags["no_dashboard"], **options)
+    options |= {"images": flags["png"], "video": flags["video"], "dashboard": not flags["no_dashboard"]}
+    options["profile"] = flags["profile"] or request.timeline
+    options |= {"security": credentials.security() if credentials is not None else None, "detached": flags["detach"]}
+    if flags["slurm"] is not None:
+        request, asked = ask_slurm(flags["slurm"], request, dashboard=not flags["no_dashboard"])
+        options |= asked
+    elif flags["scheduler"] is None and run_in_slurm(ctx, request, options, lambda found, more: run_job(found, going_on(ctx), **more)):
+        return
+    run_job(request, going_on(ctx), **options)
 
 
 def run_job(
@@ -55,6 +77,8 @@ def run_job(
     images: bool = False,
     video: bool = False,
     allow_8bit: bool = False,
+    detached: bool = False,
+    profile: bool = False,
     wrote: Sequence[Path] = (),
     **options: Any,
 ) -> None:
@@ -66,9 +90,12 @@ def run_job(
     from landmark_batch.cameras.formats import flight_of_job
     from landmark_batch.workflows.export import check_exports
     from landmark_batch.workflows.export_session import ExportSession
+    from landmark_batch.workflows.order import ExportOrder
     from landmark_batch.workflows.render import run_render
 
     job = request.job
+    if profile:
+        options["profile"] = True
     images = images or request.export_images
     if images or video:
         for note in check_exports(job, flight_of_job(job), images=images, video=video, allow_8bit=allow_8bit):
@@ -83,7 +110,9 @@ def run_job(
     with Interrupts(again) as interrupts:
         try:
             with ProgressSink() as progress:
-                exports = open_exports if images or video else None
+                exports = open_exports if (images or video) and not detached else None
+                if detached:
+                    options["detach"] = ExportOrder(images=images, video=video, allow_8bit=allow_8bit)
                 result = run_render(job, sinks=[progress], stop=interrupts.stop, exports=exports, **options)
             interrupts.graceful = False
             exported = None if result.state == "interrupted" else _finish(sessions)
@@ -92,7 +121,11 @@ def run_job(
                 session.abort()
             if job.log_path.is_file() and not job.log_path.stat().st_size:
                 job.log_path.unlink()
-    _say_result(result, request.stage_times)
+    if result.state == "detached":
+        click.echo(f"the job goes on without this command: landmark-batch attach|pause|cancel {result.store}")
+        say_written([result.store, *([result.log] if result.log is not None else [])])
+        return
+    _say_result(job, result, request.stage_times or profile)
     _say_exports(exported)
     written: list[Path | tuple[Path, str]] = [
         *wrote,
@@ -103,6 +136,8 @@ def run_job(
         written += [exported.video.path] if exported.video is not None else []
     if result.log is not None:
         written.append(result.log)
+    if profile:
+        written += sorted(job.log_path.parent.glob(f"{job.log_path.stem}.*.trace.json"))
     say_written(written)
     error = result.error()
     if isinstance(error, RenderInterrupted):
@@ -123,7 +158,19 @@ def _finish(sessions: Sequence[ExportSession]) -> ExportResult | None:
         ) from None
 
 
-def _say_result(result: RenderResult, stage_times: bool) -> None:
+def _traffic(job: RenderJob, result: RenderResult) -> str:
+    """What the tensor ranks exchanged."""
+    from landmark_batch.parallel.shape import GroupShape
+    from landmark_batch.parallel.traffic import describe_traffic
+    from landmark_batch.scene.checkpoint import load_config
+
+    scene, shape = job.scene, GroupShape(job.parallel.tensor_parallel, job.parallel.data_parallel)
+    assert scene.checkpoint is not None
+    config = load_config(scene.checkpoint, plane_division=scene.plane_division, edit=scene.edit, edit_block=scene.edit_block)
+    return f"exchanged: {describe_traffic(config, shape, result.counters, result.rendered)}"
+
+
+def _say_result(job: RenderJob, result: RenderResult, stage_times: bool) -> None:
     if not result.rendered and not result.missing:
         return  # the progress lines said so
     if result.rendered:
@@ -133,6 +180,8 @@ def _say_result(result: RenderResult, stage_times: bool) -> None:
     else:
         text = "no frame rendered"
     click.echo(text + (f"; {result.skipped:,} stood already" if result.skipped else ""))
+    if result.rendered and result.counters.get("tensor_bytes"):
+        click.echo(_traffic(job, result))
     if stage_times and result.stages:
         say_table([[name, f"{seconds:.2f}"] for name, seconds in result.stages.items()], head=["stage", "seconds over all workers"])
 

@@ -39,6 +39,7 @@ def command(store: Path, as_json: bool) -> None:
 def examine(store: FrameStore) -> dict[str, Any]:
     """Everything status shows, JSON-ready."""
     from landmark_batch.frames.owner import store_owners
+    from landmark_batch.workflows.control import running_jobs
 
     finished = store.finished()
     total = store.spec.frames
@@ -67,6 +68,7 @@ def examine(store: FrameStore) -> dict[str, Any]:
         "seconds_to_come": len(missing) / speed if speed else None,
         "attempts": sum(record.attempt > 0 for record in finished.values()),
         "written_by": [str(entry) for entry in store_owners(store.path)],
+        "jobs": [job.describe() for job in running_jobs(store.path)],
         "settings": dict(values),
     }
 
@@ -121,6 +123,7 @@ def _say(found: Mapping[str, Any]) -> None:
     if found["attempts"]:
         rows.append(["retried", f"{found['attempts']:,} frames"])
     rows.append(["written now", "; ".join(found["written_by"]) or "by nobody"])
+    rows += [["job", text] for text in found["jobs"]]
     recorded = {key.rpartition(".")[2]: str(value) for key, value in found["settings"].items()}
     rows += [[key, recorded[key]] for key in ("runtime", "device", "precision") if key in recorded]
     click.echo(f"{found['store']}: {found['name']}")

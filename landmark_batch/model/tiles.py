@@ -13,6 +13,7 @@ from torch import Tensor
 
 CPU_SAMPLES = 2**20  # of a tile, before any is dropped: few enough for a cache, enough to outweigh the cost of a call
 CUDA_SAMPLES = 2**23  # enough to fill a GPU
+FUSED_SAMPLES = 2**25  # of the fused mixed mode, which waits a few times a tile, and holds only the samples that survive
 MIN_SIDE, MAX_SIDE = 8, 256
 
 
@@ -36,11 +37,12 @@ class Tile:
         return (rows[:, None] * width + columns).view(-1)
 
 
-def tile_side(samples: int, device_type: str) -> tuple[int, int]:
-    """(columns, rows) of a full tile, powers of two."""
-    budget = (CPU_SAMPLES if device_type == "cpu" else CUDA_SAMPLES) // samples
+def tile_side(samples: int, kind: str) -> tuple[int, int]:
+    """(columns, rows) of a full tile, powers of two. kind: 'cpu', 'cuda', or 'fused' for the mixed mode's kernels."""
+    budget = {"cpu": CPU_SAMPLES, "fused": FUSED_SAMPLES}.get(kind, CUDA_SAMPLES) // samples
+    most = 4 * MAX_SIDE if kind == "fused" else MAX_SIDE
     columns = rows = MIN_SIDE
-    while columns * rows * 2 <= budget and rows < MAX_SIDE:
+    while columns * rows * 2 <= budget and rows < most:
         if columns == rows:
             columns *= 2
         else:
@@ -48,9 +50,9 @@ def tile_side(samples: int, device_type: str) -> tuple[int, int]:
     return columns, rows
 
 
-def frame_tiles(width: int, height: int, samples: int, device_type: str) -> list[Tile]:
+def frame_tiles(width: int, height: int, samples: int, kind: str) -> list[Tile]:
     """All tiles of a frame, row by row; those at the right and lower edge are cut off."""
-    columns, rows = tile_side(samples, device_type)
+    columns, rows = tile_side(samples, kind)
     return [
         Tile(left, top, min(left + columns, width), min(top + rows, height))
         for top in range(0, height, rows)

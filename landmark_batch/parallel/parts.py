@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -17,11 +17,12 @@ from landmark_batch.model.settings import RenderSettings
 from landmark_batch.scene.weights import SceneWeights
 
 from .exchange import TensorExchange
+from .fused_tensor import FusedTensorStages, fused_tile_steps
 from .group import RenderGroup
 from .orders import Order
 from .share import FrameShare, ray_shares
-from .stages import open_stages
-from .tensor import run_tiles, tile_steps
+from .stages import TensorStages
+from .tensor import TileSteps, run_tiles, tile_steps
 
 COUNTERS = ("rays", "samples", "survived", "coloured", "tensor_bytes")
 TIMES = (*STAGES, "exchange")
@@ -114,7 +115,13 @@ class TensorPart(Part):
 
     def __init__(self, group: RenderGroup, weights: SceneWeights, settings: RenderSettings, device: torch.device, threads: int) -> None:
         super().__init__(group, settings, device)
-        self._stages = open_stages(weights, settings, device)
+        fused = settings.runtime == "fused" and device.type == "cuda"
+        self._stages = FusedTensorStages(weights, settings, device) if fused else TensorStages(weights, settings, device)
+        self._steps: Callable[..., TileSteps] = fused_tile_steps if fused else tile_steps
+        kind, patches = self._stages.tiles, self._stages.patches
+        self.frame_share = lru_cache(maxsize=FRAME_SIZES)(
+            lambda width, height: FrameShare.of_tiles(width, height, settings.samples, self.shape, device, kind, patches=patches)
+        )
         self._exchange = TensorExchange(group.tensor)
         self._pool = TilePool(threads if device.type == "cpu" else 0)
 
@@ -123,7 +130,7 @@ class TensorPart(Part):
         lens = torch.tensor(order.intrinsics, dtype=torch.float32, device=self.device)
         before = self._exchange.sent
         tiles = self.frame_share(order.width, order.height).tiles[self.row]
-        begin = [partial(tile_steps, self._stages, self._exchange, pose, lens, order.width, tile) for tile in tiles]
+        begin = [partial(self._steps, self._stages, self._exchange, pose, lens, order.width, tile) for tile in tiles]
         owned, waited = run_tiles(begin, self._pool, self._stages.running)
         rows = torch.cat([torch.empty(0, 5, device=self.device), *(_columns(part.rgb, part.depth, part.alpha) for part in owned)])
         counters = {

@@ -7,7 +7,7 @@ width. Inside a tile, each tensor rank owns a run of rays.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -34,6 +34,13 @@ def row_tiles(width: int, height: int, samples: int, device_type: str, data: int
     return share
 
 
+@lru_cache(maxsize=64)
+def tile_pixels(tile: Tile, width: int, device: torch.device, *, patches: bool = False) -> Tensor:
+    """Indices row * width + column [rays] int64 of a tile, row by row, or patch by patch in the order of `tile_order`."""
+    pixels = tile.pixels(width, device)
+    return pixels[tile_order(tile.right - tile.left, tile.bottom - tile.top, device)] if patches else pixels
+
+
 @dataclass(frozen=True)
 class FrameShare:
     """tiles: of each data row. sizes: pixels of each rank. pixels: [sizes[rank]] int64 of each rank, in the order it renders them."""
@@ -44,16 +51,19 @@ class FrameShare:
     tiles: tuple[tuple[Tile, ...], ...]
     sizes: tuple[int, ...]
     device: torch.device
+    patches: bool = False
 
     @classmethod
-    def of_tiles(cls, width: int, height: int, samples: int, shape: GroupShape, device: torch.device) -> FrameShare:
-        """Whole tiles to data rows, runs of each tile's rays to tensor ranks."""
-        tiles = row_tiles(width, height, samples, device.type, shape.data)
+    def of_tiles(
+        cls, width: int, height: int, samples: int, shape: GroupShape, device: torch.device, kind: str = "", *, patches: bool = False
+    ) -> FrameShare:
+        """Whole tiles to data rows, runs of each tile's rays to tensor ranks. kind: of tiles, default the device's type."""
+        tiles = row_tiles(width, height, samples, kind or device.type, shape.data)
         sizes = []
         for rank in range(shape.size):
             shares = [owned_rays(tile.rays, shape.tensor_index(rank), shape.tensor) for tile in tiles[shape.data_index(rank)]]
             sizes.append(sum(stop - start for start, stop in shares))
-        return cls(width, height, shape, tuple(tuple(row) for row in tiles), tuple(sizes), device)
+        return cls(width, height, shape, tuple(tuple(row) for row in tiles), tuple(sizes), device, patches)
 
     @cached_property
     def pixels(self) -> tuple[Tensor, ...]:
@@ -63,7 +73,7 @@ class FrameShare:
         parts = [torch.empty(0, dtype=torch.int64, device=self.device)]
         for tile in self.tiles[self.shape.data_index(rank)]:
             start, stop = owned_rays(tile.rays, self.shape.tensor_index(rank), self.shape.tensor)
-            parts.append(tile.pixels(self.width, self.device)[start:stop])
+            parts.append(tile_pixels(tile, self.width, self.device, patches=self.patches)[start:stop])
         return torch.cat(parts)
 
 

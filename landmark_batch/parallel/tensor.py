@@ -24,7 +24,7 @@ from landmark_batch.model.tiles import Tile
 
 from .channel import Pending
 from .exchange import TensorExchange, digest, pack_flags, packed_sizes, sum_in_rank_order, unpack_flags
-from .share import owned_rays
+from .share import owned_rays, tile_pixels
 from .stages import TensorStages
 
 Step = Callable[[], Pending]
@@ -49,7 +49,7 @@ TileSteps = Generator[Step, Tensor, OwnedRays]
 def tile_steps(stages: TensorStages, exchange: TensorExchange, pose: Tensor, lens: Tensor, width: int, tile: Tile) -> TileSteps:
     """One tile. pose [3, 4], lens [4]: as for pixel_rays. Raises GroupError where ranks have sampled the tile differently."""
     size, rank = exchange.size, exchange.rank
-    rays = pixel_rays(pose, lens, stages.settings.pixel_center, tile.pixels(width, stages.device), width)
+    rays = pixel_rays(pose, lens, stages.settings.pixel_center, tile_pixels(tile, width, stages.device), width)
     first, last = owned_rays(tile.rays, rank, size)
     own = rays[first:last]
 
@@ -58,14 +58,11 @@ def tile_steps(stages: TensorStages, exchange: TensorExchange, pose: Tensor, len
     header = torch.cat([digest(samples.ray, samples.t), torch.tensor(bounds, device=stages.device)])
     headers = (yield lambda: exchange.share(header, [header.shape[0]] * size)).view(size, -1)
     if not bool((headers == header).all()):
-        raise GroupError(
-            f"tensor ranks sampled {_place(tile)} differently: {[int(n) for n in headers[:, -1]]} samples, or others",
-            remedy="give every rank the same scene, job and version, on machines of one kind",
-        )
+        raise differing_samples(tile, headers)
     start, stop = bounds[rank], bounds[rank + 1]
     mine = Samples(samples.ray[start:stop] - first, samples.t[start:stop], samples.delta[start:stop])
     if len(samples) == 0:
-        return _nothing(own)
+        return no_samples(own)
 
     received = yield lambda: exchange.partial_sums(partial, bounds)
     weighed = stages.weigh(sum_in_rank_order(received, size), mine, last - first)
@@ -78,7 +75,7 @@ def tile_steps(stages: TensorStages, exchange: TensorExchange, pose: Tensor, len
         shares = _bounds(coloured, bounds[:-1], coloured.shape[0])
         features = sum_in_rank_order((yield lambda: exchange.partial_sums(part, shares)), size)
     if len(mine) == 0:
-        return _nothing(own)
+        return no_samples(own)
     rgb, depth, alpha = stages.finish(own, mine, weighed, features)
     return OwnedRays(rgb, depth, alpha, len(mine), int(weighed.coloured.shape[0]))
 
@@ -150,10 +147,16 @@ def _bounds(ascending: Tensor, starts: Sequence[int], count: int) -> list[int]:
     return [*places, count]
 
 
-def _nothing(rays: Tensor) -> OwnedRays:
+def differing_samples(tile: Tile, headers: Tensor) -> GroupError:
+    """The error for headers [ranks, n], the number of samples last, that are not the same."""
+    place = f"the tile at column {tile.left}, row {tile.top}"
+    return GroupError(
+        f"tensor ranks sampled {place} differently: {[int(n) for n in headers[:, -1]]} samples, or others",
+        remedy="give every rank the same scene, job and version, on machines of one kind",
+    )
+
+
+def no_samples(rays: Tensor) -> OwnedRays:
+    """The sums of rays [R, 6] that meet nothing."""
     count = rays.shape[0]
     return OwnedRays(rays.new_zeros(count, 3), rays.new_zeros(count), rays.new_zeros(count), 0, 0)
-
-
-def _place(tile: Tile) -> str:
-    return f"the tile at column {tile.left}, row {tile.top}"

@@ -17,7 +17,7 @@ from landmark_batch.cameras.write import write_transforms
 from landmark_batch.cli import cli
 from landmark_batch.scene.export import save_landmark_checkpoint
 from tests.factories import make_scene
-from tests.workflows.conftest import InlineCluster, InlinePool
+from tests.workflows.conftest import InlineCluster
 
 FRAMES = 6
 JOB = """\
@@ -97,10 +97,9 @@ def park(scene: Path, tmp_path: Path) -> Path:
 
 def without_processes(patch: pytest.MonkeyPatch) -> None:
     """Renders run in this process: everything but Dask is real."""
-    from landmark_batch.workflows import cluster, pool
+    from landmark_batch.workflows import cluster
 
     patch.setattr(cluster, "start_cluster", lambda placement, **_: InlineCluster(placement.workers))
-    patch.setattr(pool, "DaskPool", InlinePool)
 
 
 @pytest.fixture

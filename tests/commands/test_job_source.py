@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from landmark_batch.commands.job_source import parse_gpus
+from landmark_batch.commands.job_source import JobCommand, job_options, parse_gpus, read_job
 from landmark_batch.errors import ConfigError
-from landmark_batch.job import load_job
+from landmark_batch.job import ParallelSection, load_job
 from landmark_batch.scene.export import save_landmark_checkpoint
 from tests.commands.conftest import FRAMES, Run
 from tests.factories import make_scene
@@ -125,24 +126,46 @@ def test_landmarks_own_command_line(reference_dir: Path, run: Run) -> None:
     assert "use_multistream" in said
 
 
-@pytest.mark.parametrize(
-    ("model", "environment", "message"),
-    [
-        ("MovingAreaTorch", {}, 'fetching.mode = "dynamic"'),
-        ("MultiBlockTensorParallelTorch", {"TENSOR_PARALLEL_SIZE": "4"}, "tensor_parallel = 4"),
-    ],
-)
-def test_model_types_whose_machinery_is_not_here_are_refused_with_the_remedy(
-    model: str, environment: dict[str, str], message: str, reference_dir: Path, run: Run
-) -> None:
+def test_a_model_type_whose_machinery_is_not_here_is_refused_with_the_remedy(reference_dir: Path, run: Run) -> None:
     words = [
         *("--config", reference_dir / "confs" / "bp0.txt", "--ckpt", reference_dir / "ckpt" / "bp0-merged-stack.th"),
-        *("--model_type", model, "--dataroot", reference_dir / "brighton"),
+        *("--model_type", "MovingAreaTorch", "--dataroot", reference_dir / "brighton"),
     ]
-    outcome = run("plan", *words, env=environment)
+    outcome = run("plan", *words)
     assert outcome.code == 2
-    assert message in outcome.err
+    assert 'fetching.mode = "dynamic"' in outcome.err
     assert run("plan", *words, "--runtime", "torch", "--set", "fetching.mode=resident").code == 0
+
+
+@pytest.mark.parametrize("model", ["MultiBlockTensorParallelTorch", "MultiBlockTensorParallelKernelFusion", None])
+def test_tensor_parallel_model_types_are_render_groups(model: str | None, reference_dir: Path, run: Run) -> None:
+    words = [
+        *("--config", reference_dir / "confs" / "bp0.txt", "--ckpt", reference_dir / "ckpt" / "bp0-merged-stack.th"),
+        *("--dataroot", reference_dir / "brighton", "--runtime", "torch", "--device", "cpu", "--workers", "4"),
+        *(("--model_type", model) if model else ()),
+    ]
+    outcome = run("plan", *words, env={"TENSOR_PARALLEL_SIZE": "2"})
+    assert outcome.code == 0
+    assert "2 of 2 ranks (tensor 2 x data 1)" in outcome.out
+    assert outcome.err.count("TENSOR_PARALLEL_SIZE") == 1
+    whole = run("plan", *words, "--data-parallel", "2", env={"TENSOR_PARALLEL_SIZE": "2"})
+    assert "1 of 4 ranks (tensor 2 x data 2)" in whole.out
+
+
+def test_flags_of_groups(park: Path, run: Run) -> None:
+    words = ["--workers", "4", "--tensor-parallel", "2", "--data-parallel", "2", "--priority", "-3", "--render-timeout", "45.5"]
+    found = json.loads(run("plan", "park.toml", *words, "--json").out)
+    assert (found["workers"], found["groups"], found["tensor_parallel"], found["data_parallel"]) == (4, 1, 2, 2)
+
+    @click.command(cls=JobCommand)
+    @job_options
+    @click.pass_context
+    def read(ctx: click.Context, /, **flags: Any) -> ParallelSection:
+        return read_job(ctx, flags).job.parallel
+
+    parallel = read.main([str(park), *words], standalone_mode=False)
+    assert (parallel.tensor_parallel, parallel.data_parallel, parallel.priority, parallel.render_timeout) == (2, 2, -3, 45.5)
+    assert read.main([str(park)], standalone_mode=False) == ParallelSection(workers=1, device=parallel.device)
 
 
 def test_a_model_type_of_fused_kernels_is_told_of_the_other_runtime(reference_dir: Path, run: Run) -> None:
@@ -153,7 +176,7 @@ def test_a_model_type_of_fused_kernels_is_told_of_the_other_runtime(reference_di
     assert "--runtime torch renders the same picture" in run("plan", *words).err
     plain = run("plan", *words, "--runtime", "torch")
     assert plain.code == 0
-    assert "runtime torch" in plain.out
+    assert "runtime   torch" in plain.out
     assert "--runtime torch" not in plain.err
 
 

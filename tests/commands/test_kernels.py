@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from landmark_batch.cli import cli
@@ -54,10 +55,19 @@ def test_build_says_what_it_took_and_where_it_lies(place: Path, monkeypatch: pyt
 
 
 def test_a_build_that_fails_is_exit_2_with_the_remedy(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "build", lambda device, **_: KernelStatus(device, False, False, "no nvcc here"))
+    monkeypatch.setattr(build, "build", lambda device, **_: KernelStatus(device, False, False, "no nvcc here", remedy="buy one"))
     done = run("build", "--device", "cuda")
-    assert done.exit_code == 2 and "cuda: no nvcc here" in done.output and "landmark-batch[cuda]" in done.output
+    assert done.exit_code == 2 and "cuda: no nvcc here" in done.output and "buy one" in done.output
     assert "--runtime torch" not in done.output, "who builds has not asked for a render"
+
+
+def test_cuda_kernels_for_a_torch_without_cuda(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    done = run("build", "--device", "cuda")
+    said = " ".join(done.output.split())
+    assert done.exit_code == 2 and "torch 2.13.0+cpu was built without CUDA" in said
+    assert "pip install --force-reinstall torch==2.13.0" in said and "landmark-batch[cuda]" not in said
 
 
 def test_status_and_clean(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import pytest
 
 from landmark_batch.cameras.paths import orbit_flight
 from landmark_batch.cameras.write import write_transforms
-from landmark_batch.events import ChunkStarted
+from landmark_batch.errors import LandmarkError
+from landmark_batch.events import ChunkStarted, Event
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob, job_from_dict
 from landmark_batch.scene.export import save_landmark_checkpoint
+from landmark_batch.workflows.drive import drive
+from landmark_batch.workflows.order import STOP_FILE, JobOrder
 from tests.factories import make_scene
 
 WIDTH, HEIGHT, FRAMES = 32, 18, 24
@@ -51,6 +55,7 @@ def make_job(scene_dir: Path, tmp_path: Path) -> Callable[..., RenderJob]:
                 "scene": {"checkpoint": str(scene_dir / "scene.th")},
                 "cameras": {"file": str(scene_dir / "path.json")},
                 "sampling": {"samples": 16},
+                "model": {"runtime": "torch"},
                 "parallel": {"device": "cpu", "workers": 2},
                 "output": {"store": str(tmp_path / "tiny.zarr"), "chunk_frames": 4},
             },
@@ -161,34 +166,96 @@ class InlineCluster:
     """Stands in for worker processes: sessions live in this process, chunks are rendered when the driver asks for the next outcome."""
 
     dashboard = None
+    address = "inline://"
 
     def __init__(self, workers: int) -> None:
         self.names = {f"inline://{i}": f"w{i}" for i in range(workers)}
-        self.sessions: dict[str, Any] = {}
         self.closed = False
 
-    def workers(self) -> dict[str, str]:
-        return dict(self.names)
+    def has_driver(self) -> bool:
+        return True
 
-    def open_run(self, run: str, folder: Path) -> None:
-        from landmark_batch.workflows.session import RenderSession
-
-        self.sessions = {address: RenderSession.open(folder, name) for address, name in self.names.items()}
+    def start(self, order: JobOrder, watch: Callable[[Event], None]) -> InlineHandle:
+        return InlineHandle(self, order, watch)
 
     def close(self) -> None:
         self.closed = True
+
+
+class InlineHandle:
+    """A driver in a thread of this process."""
+
+    def __init__(self, cluster: InlineCluster, order: JobOrder, watch: Callable[[Event], None]) -> None:
+        self.outcome: Any = None
+        self.station = InlineStation(cluster, order, watch)
+        self.thread = threading.Thread(target=self.run, args=(order,), daemon=True)
+        self.thread.start()
+
+    def run(self, order: JobOrder) -> None:
+        try:
+            self.outcome = drive(order, self.station)
+        except LandmarkError as error:
+            self.outcome = error
+
+    def poll(self) -> Any:
+        return self.outcome
+
+    def lost(self) -> bool:
+        return False
+
+
+class InlineStation:
+    def __init__(self, cluster: InlineCluster, order: JobOrder, watch: Callable[[Event], None]) -> None:
+        self.cluster, self.order, self.emit = cluster, order, watch
+        self.sessions: dict[str, Any] = {}
+
+    def begin(self, wanted: Any, todo: Any) -> None:
+        pass
+
+    def open_run(self, folder: Path, snapshot: Any) -> int:
+        from landmark_batch.workflows.session import RenderSession
+
+        self.sessions = {address: RenderSession.open(folder, name) for address, name in self.cluster.names.items()}
+        return len(self.sessions)
+
+    def pool(self, graph: Any, folder: Path, claim: Any) -> InlinePool:
+        return InlinePool(self, graph, folder, claim)
+
+    def close(self) -> None:
         for session in self.sessions.values():
             session.close()
 
 
 class InlinePool:
-    def __init__(self, cluster: InlineCluster, graph: Any, *, stop_file: Path, claim: Any = None) -> None:
-        self.cluster, self.graph, self.stop_file, self.claim = cluster, graph, stop_file, claim
+    def __init__(self, station: InlineStation, graph: Any, folder: Path, claim: Any) -> None:
+        self.station, self.graph, self.folder, self.claim = station, graph, folder, claim
+        self.names = station.cluster.names
         self.waiting: list[tuple[int, int, str]] = []
         self.begun = False
 
     def workers(self) -> dict[str, str]:
-        return self.cluster.workers()
+        return dict(self.names)
+
+    def resting(self) -> frozenset[str]:
+        return frozenset()
+
+    def dismiss(self, address: str) -> None:
+        pass
+
+    def replace(self, address: str, reason: str) -> None:
+        pass
+
+    def exclude(self, address: str, reason: str) -> None:
+        pass
+
+    def coming(self) -> bool:
+        return False
+
+    def lacking(self) -> str:
+        return ""
+
+    def pause(self, paused: bool) -> None:
+        pass
 
     def submit(self, number: int, attempt: int, address: str) -> None:
         self.waiting.append((number, attempt, address))
@@ -205,23 +272,23 @@ class InlinePool:
         chunk = self.graph.chunks[number]
         self.begun = not self.begun
         if self.begun:
-            return ChunkStarted(chunk.id, self.cluster.names[address])
+            return ChunkStarted(chunk.id, self.names[address])
         self.waiting.pop(0)
         try:
             mine, standing = self.claim(chunk.frames)
-            receipt = self.cluster.sessions[address].render(chunk.id, mine, attempt)
+            receipt = self.station.sessions[address].render(chunk.id, mine, attempt)
             return Finished(number, attempt, {**receipt, "skipped": [*receipt.get("skipped", []), *standing]})
         except Exception as error:  # noqa: BLE001  as a worker would
             return Failed(number, attempt, error)
 
     def hold(self) -> None:
-        self.stop_file.touch()
+        (self.folder / STOP_FILE).touch()
 
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> list[InlineCluster]:
     """run_render without processes; gives the clusters it made."""
-    from landmark_batch.workflows import cluster, pool
+    from landmark_batch.workflows import cluster
 
     made: list[InlineCluster] = []
 
@@ -230,5 +297,4 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[InlineCluster]:
         return made[-1]
 
     monkeypatch.setattr(cluster, "start_cluster", start)
-    monkeypatch.setattr(pool, "DaskPool", InlinePool)
     return made

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import pytest
 
 from landmark_batch.chunks import FrameChunk, split_frames
 from landmark_batch.errors import CheckpointError, DiskFullError, GroupError, RenderIncompleteError
-from landmark_batch.events import ChunkDone, ChunkFailed, Event
-from landmark_batch.workflows.driver import Driver, DriverResult, Failed, Finished, Lost, Message
+from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event
+from landmark_batch.workflows.driver import KILLS, Driver, DriverResult
+from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Message, Refused
 
 Script = Callable[[int, int, str], Message | None]
 
 
 def receipt(chunk: FrameChunk) -> dict[str, object]:
     return {"frames": list(chunk.frames), "skipped": [], "seconds": 0.5, "stages": {"render": 0.4}, "counters": {"rays": 7}}
+
+
+@dataclass
+class Wishes:
+    """What people ask of the run, set by a test at any moment."""
+
+    stopped: bool = False
+    aborted: bool = False
+    paused: bool = False
+
+    def stop(self) -> bool:
+        return self.stopped or self.aborted
+
+    def abort(self) -> bool:
+        return self.aborted
+
+    def pause(self) -> bool:
+        return self.paused
 
 
 class FakePool:
@@ -32,9 +51,39 @@ class FakePool:
         self.waiting: deque[Message] = deque()
         self.held = False
         self.in_hand_most = 0
+        self.tired: set[str] = set()
+        self.dismissed: list[str] = []
+        self.replaced: list[str] = []
+        self.excluded: list[str] = []
+        self.pauses: list[bool] = []
+        self.on_their_way = False
 
     def workers(self) -> Mapping[str, str]:
         return self.present
+
+    def resting(self) -> frozenset[str]:
+        return frozenset(self.tired)
+
+    def dismiss(self, address: str) -> None:
+        self.dismissed.append(address)
+        self.present.pop(address, None)
+
+    def replace(self, address: str, reason: str) -> None:
+        self.replaced.append(address)
+        self.present[f"{address}'"] = self.present.pop(address)
+
+    def exclude(self, address: str, reason: str) -> None:
+        self.excluded.append(address)
+        self.tired.add(address)
+
+    def coming(self) -> bool:
+        return self.on_their_way
+
+    def lacking(self) -> str:
+        return "2 workers are there, a group needs 4"
+
+    def pause(self, paused: bool) -> None:
+        self.pauses.append(paused)
 
     def submit(self, number: int, attempt: int, address: str) -> None:
         assert address in self.present
@@ -57,9 +106,9 @@ class FakePool:
         self.held = True
 
 
-def drive(pool: FakePool, stop: threading.Event | None = None, **options: float) -> tuple[DriverResult, list[Event]]:
+def drive(pool: FakePool, wishes: Wishes | None = None, **options: float) -> tuple[DriverResult, list[Event]]:
     events: list[Event] = []
-    driver = Driver(pool, pool.chunks, emit=events.append, stop=stop or threading.Event(), poll=options.pop("poll", 0.0), **options)  # type: ignore[arg-type]
+    driver = Driver(pool, pool.chunks, emit=events.append, steering=wishes or Wishes(), poll=options.pop("poll", 0.0), **options)  # type: ignore[arg-type]
     return driver.run(), events
 
 
@@ -138,14 +187,117 @@ def test_a_worker_that_silently_vanished_is_noticed(chunks: list[FrameChunk]) ->
     assert {address for _, _, address in pool.submitted} == {"a", "b", "a2"}
 
 
-def test_a_chunk_that_ends_three_workers_is_set_aside(chunks: list[FrameChunk]) -> None:
+@pytest.mark.parametrize(("own", "tries"), [(True, 3), (False, KILLS)])
+def test_a_chunk_that_ends_its_workers_is_set_aside(chunks: list[FrameChunk], own: bool, tries: int) -> None:
+    """After three crashes of its own; kills from outside are no fault of a chunk's until they are suspiciously many."""
     pool = FakePool(chunks, ["a"])
-    pool.script = lambda number, attempt, _: Lost(number, attempt, "its process died") if number == 4 else pool.finished(number, attempt)
+    pool.script = lambda number, attempt, _: (
+        Lost(number, attempt, "its process died", own=own) if number == 4 else pool.finished(number, attempt)
+    )
     result, events = drive(pool)
     assert result.rendered == 36
     assert list(result.failed) == [4]
     assert "worker died" in result.failed[4]
-    assert [event.final for event in events if isinstance(event, ChunkFailed) and event.chunk == chunks[4].id] == [False, False, True]
+    finals = [event.final for event in events if isinstance(event, ChunkFailed) and event.chunk == chunks[4].id]
+    assert finals == [False] * (tries - 1) + [True]
+
+
+def test_a_worker_on_which_three_chunks_fail_gets_no_more(chunks: list[FrameChunk]) -> None:
+    pool = FakePool(chunks, ["a", "b"])
+    pool.present |= {"a": "w0", "b": "w1"}
+    pool.script = lambda number, attempt, address: (
+        Failed(number, attempt, ValueError("bad memory")) if address == "a" else pool.finished(number, attempt)
+    )
+    result, _ = drive(pool)
+    assert pool.excluded == ["a"]
+    assert pool.dismissed == ["a"]
+    assert len(result.done) == len(chunks) - len(result.failed)
+    assert sum(address == "a" for _, _, address in pool.submitted) <= 5
+
+
+def test_the_last_worker_is_never_taken_out(chunks: list[FrameChunk]) -> None:
+    pool = FakePool(chunks, ["a"])
+    pool.script = lambda number, attempt, _: Failed(number, attempt, ValueError("NaN")) if number < 4 else pool.finished(number, attempt)
+    result, _ = drive(pool)
+    assert (pool.excluded, sorted(result.failed)) == ([], [0, 1, 2, 3])
+
+
+def test_a_resting_worker_finishes_what_it_has_and_is_dismissed(chunks: list[FrameChunk]) -> None:
+    pool = FakePool(chunks, ["a", "b"])
+
+    def script(number: int, attempt: int, address: str) -> Message:
+        if len(pool.submitted) == 3:
+            pool.tired.add("a")
+        return pool.finished(number, attempt)
+
+    pool.script = script
+    result, events = drive(pool)
+    assert result.rendered == 40
+    assert pool.dismissed == ["a"]
+    assert not [event for event in events if isinstance(event, ChunkFailed)]
+    assert sum(address == "a" for _, _, address in pool.submitted) <= 3
+
+
+def test_a_worker_that_is_silent_for_ten_times_the_slowest_chunk_is_replaced(chunks: list[FrameChunk]) -> None:
+    pool = FakePool(chunks, ["a"])
+    now = [0.0]
+
+    def script(number: int, attempt: int, address: str) -> Message | None:
+        now[0] += 1.0
+        if number == 5 and address == "a":
+            pool.waiting.append(ChunkStarted(chunks[5].id, "w"))
+            return None
+        return pool.finished(number, attempt)
+
+    pool.script = script
+    waited: list[float] = []
+
+    def wait(timeout: float) -> Message | None:
+        if not pool.waiting:
+            now[0] += 5.0
+            waited.append(now[0])
+        return pool.waiting.popleft() if pool.waiting else None
+
+    pool.next = wait  # type: ignore[method-assign]
+    result, events = drive(pool, clock=lambda: now[0])  # type: ignore[arg-type]
+    assert result.rendered == 40
+    assert pool.replaced == ["a"]
+    assert waited[-1] - waited[0] >= 25  # a chunk takes 0.5 s here: the limit is 30 s, not 5
+    assert next(event.final for event in events if isinstance(event, ChunkFailed)) is False
+
+
+def test_a_paused_job_lets_go_of_its_workers_and_goes_on(chunks: list[FrameChunk]) -> None:
+    wishes, pool = Wishes(), FakePool(chunks, ["a", "b"])
+    looks = [0]
+
+    def script(number: int, attempt: int, _: str) -> Message:
+        wishes.paused = len(pool.submitted) >= 5 and not pool.pauses
+        return pool.finished(number, attempt)
+
+    def wait(timeout: float) -> Message | None:
+        if pool.pauses == [True]:
+            looks[0] += 1
+            wishes.paused = looks[0] < 10
+        return pool.waiting.popleft() if pool.waiting else None
+
+    pool.script = script
+    pool.next = wait  # type: ignore[method-assign]
+    result, _ = drive(pool, wishes)
+    assert pool.pauses == [True, False]
+    assert (result.rendered, result.interrupted) == (40, False)
+
+
+def test_an_aborted_job_waits_for_nobody(chunks: list[FrameChunk]) -> None:
+    wishes, pool = Wishes(), FakePool(chunks, ["a", "b"], lambda *_: None)
+    pool.next = lambda timeout: setattr(wishes, "aborted", True)  # type: ignore[method-assign, assignment]
+    result, _ = drive(pool, wishes)
+    assert (result.interrupted, result.rendered) == (True, 0)
+
+
+def test_word_that_the_job_cannot_be_opened_ends_it_without_any_chunk(chunks: list[FrameChunk]) -> None:
+    pool, broken = FakePool(chunks, []), CheckpointError("host b: scene.th is another scene")
+    pool.waiting.append(Refused(broken))
+    assert drive(pool)[0].fatal is broken
 
 
 def test_a_lost_receipt_costs_one_more_look_not_the_worker(chunks: list[FrameChunk]) -> None:
@@ -159,18 +311,18 @@ def test_a_lost_receipt_costs_one_more_look_not_the_worker(chunks: list[FrameChu
 
 
 def test_stop_waits_for_the_chunks_in_hand_and_feeds_no_more(chunks: list[FrameChunk]) -> None:
-    stop = threading.Event()
+    wishes = Wishes()
     pool = FakePool(chunks, ["a", "b"])
 
     def script(number: int, attempt: int, _: str) -> Message:
         if len(pool.submitted) == 6:
-            stop.set()
+            wishes.stopped = True
         if pool.held or len(pool.submitted) == 6:
             return Finished(number, attempt, {"stopped": True})
         return pool.finished(number, attempt)
 
     pool.script = script
-    result, _ = drive(pool, stop)
+    result, _ = drive(pool, wishes)
     assert result.interrupted
     assert pool.held
     assert len(pool.submitted) == 6
@@ -213,10 +365,29 @@ def test_without_any_worker_the_job_ends_after_the_timeout(chunks: list[FrameChu
     now = iter(range(0, 100_000, 10))
     pool = FakePool(chunks, [])
     events: list[Event] = []
-    driver = Driver(pool, chunks, emit=events.append, stop=threading.Event(), poll=0.0, worker_timeout=60, clock=lambda: float(next(now)))
+    driver = Driver(pool, chunks, emit=events.append, steering=Wishes(), poll=0.0, worker_timeout=60, clock=lambda: float(next(now)))
     result = driver.run()
     assert isinstance(result.fatal, GroupError)
     assert "no worker" in str(result.fatal)
+    assert "a group needs 4" in str(result.fatal)
+
+
+def test_a_group_that_loads_its_scene_for_long_is_waited_for(chunks: list[FrameChunk]) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 10.0
+        if now > 1000:  # far past the timeout
+            pool.on_their_way = False
+            pool.present["a"] = "w"
+        return now
+
+    pool = FakePool(chunks, [])
+    pool.on_their_way = True
+    result = Driver(pool, chunks, emit=list[Event]().append, steering=Wishes(), poll=0.0, worker_timeout=60, clock=clock).run()
+    assert result.fatal is None
+    assert result.rendered == sum(len(chunk.frames) for chunk in chunks)
 
 
 def test_late_words_of_an_earlier_attempt_are_ignored(chunks: list[FrameChunk]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,60 @@ def test_one_worker_a_core_fewer_where_memory_or_chunks_are_few() -> None:
     assert (placement.workers, placement.threads) == (6, 1)
     assert "2 would fit" in notes[0]
     assert place_workers(ParallelSection(workers=16), CPUS)[0].workers == 16
+
+
+def parallel(tensor: int, data: int, **values: Any) -> ParallelSection:
+    return ParallelSection(tensor_parallel=tensor, data_parallel=data, **values)
+
+
+def placed(asked: ParallelSection, machine: Machine, **values: Any) -> tuple[int, int, int]:
+    """(workers, groups, threads)"""
+    placement = place_workers(asked, machine, **values)[0]
+    assert placement.group_size == asked.tensor_parallel * asked.data_parallel
+    return placement.workers, placement.groups, placement.threads
+
+
+def test_cores_hold_whole_groups_at_least_one() -> None:
+    two, six = replace(CPUS, cores=2), replace(CPUS, cores=6)
+    assert placed(parallel(2, 2), two) == (4, 1, 1)
+    assert placed(parallel(2, 2), CPUS) == (8, 2, 1)
+    assert placed(parallel(2, 2), six) == (4, 1, 1)
+    assert placed(parallel(3, 1), CPUS) == (6, 2, 1)
+    assert placed(parallel(2, 1, workers=12), CPUS) == (12, 6, 1)
+    assert placed(parallel(2, 1), CPUS, chunks=1) == (2, 1, 4)
+    assert placed(parallel(2, 1), CPUS, chunks=3) == (6, 3, 1)
+    assert placed(parallel(2, 1), CPUS, worker_memory=5 * GIB) == (4, 2, 2)  # 5 would fit
+    placement, notes = place_workers(parallel(2, 2), CPUS, worker_memory=10 * GIB)
+    assert placement.workers == 4
+    assert notes == ["4 workers need about 10.0 GiB each, this machine has 32.0 GiB: 2 would fit"]
+
+
+def test_gpus_hold_whole_groups_and_what_is_left_over_is_told() -> None:
+    placement, notes = place_workers(parallel(2, 1), GPUS)
+    assert (placement.workers, placement.groups, placement.gpus, notes) == (4, 2, (0, 1, 2, 3), [])
+    placement, notes = place_workers(parallel(1, 3), GPUS)
+    assert (placement.workers, placement.groups, placement.gpus) == (3, 1, (0, 1, 2))
+    assert notes == ["1 of 4 GPUs left over: render groups take 3 each"]
+    assert place_workers(parallel(2, 1, gpus=(3, 1)), GPUS)[0].gpus == (3, 1)
+    assert place_workers(parallel(2, 1, workers=2), GPUS)[0].gpus == (0, 1)
+    assert place_workers(parallel(2, 1), GPUS, chunks=1)[0].gpus == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "text"),
+    [
+        (parallel(4, 2), GPUS, r"^4 GPUs for render groups of 8 \(tensor_parallel 4 x data_parallel 2\)"),
+        (parallel(2, 1, gpus=(1,)), GPUS, r"^1 GPU for render groups of 2"),
+        (parallel(2, 1, gpus=(0, 1, 2)), GPUS, r"^3 GPUs do not divide into groups of 2 .*: use 2 or 4"),
+        (parallel(2, 1, workers=3), GPUS, r"^3 workers do not divide into groups of 2 .*: use 2 or 4"),
+        (parallel(2, 2, workers=6), CPUS, r"^6 workers do not divide into groups of 4 .*: use 4 or 8"),
+        (parallel(2, 2, workers=1), CPUS, r"^1 worker does not divide into groups of 4 .*: use 4"),
+        (parallel(2, 1, workers=5), GPUS, "workers = 5 on 4 GPUs"),
+    ],
+)
+def test_what_does_not_divide_into_groups_is_refused(asked: ParallelSection, machine: Machine, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        place_workers(asked, machine)
 
 
 @pytest.mark.parametrize(

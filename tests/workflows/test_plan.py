@@ -15,10 +15,13 @@ from landmark_batch.errors import CameraError, CheckpointError, ConfigError, Dis
 from landmark_batch.frames.resume import ResumePlan
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
 from landmark_batch.job import RenderJob
+from landmark_batch.scene.checkpoint import load_config
+from landmark_batch.scene.export import save_landmark_checkpoint
 from landmark_batch.workflows import plan as plan_module
 from landmark_batch.workflows.machine import Gpu, Machine
 from landmark_batch.workflows.plan import chunk_size, frames_to_render, make_plan, narrow
 from landmark_batch.workflows.render import run_render
+from tests.factories import make_scene
 from tests.workflows.conftest import FRAMES
 
 MakeJob = Callable[..., RenderJob]
@@ -87,8 +90,8 @@ def test_a_disk_that_cannot_hold_the_frames_is_refused_with_numbers(make_job: Ma
 @pytest.mark.parametrize(
     ("override", "error", "text"),
     [
-        ("parallel.tensor_parallel=2", ConfigError, r"tensor_parallel = 2.*\n.*leave parallel.tensor_parallel out"),
-        ("parallel.data_parallel=4", ConfigError, r"data_parallel = 4"),
+        ("parallel.tensor_parallel=3", ConfigError, r"2 workers do not divide into groups of 3 .*: use 3"),
+        ("parallel.data_parallel=4", ConfigError, r"2 workers do not divide into groups of 4 .*: use 4"),
         ("fetching.mode=dynamic", ConfigError, r"fetching.mode.*\n.*resident"),
         ("fetching.gpu_blocks=4", ConfigError, r"gpu_blocks = 4"),
         ("fetching.gpu_memory=8GiB", ConfigError, r"gpu_memory = 8GiB"),
@@ -140,6 +143,49 @@ def test_a_plan_for_gpus_needs_none(make_job: MakeJob) -> None:
     assert plan.placement is not None
     assert (plan.placement.device, plan.placement.gpus) == ("cuda", (0, 1, 2, 3))
     assert "GPU 0, 1, 2, 3 (H100)" in plan.describe()
+
+
+def test_a_plan_of_render_groups(make_job: MakeJob) -> None:
+    words = ("parallel.workers=0", "parallel.tensor_parallel=2", "output.chunk_frames=1")
+    alone = make_plan(make_job("parallel.workers=0", "output.chunk_frames=1"), machine=MACHINE)
+    assert "groups" not in alone.describe().split()
+    assert (alone.as_dict()["groups"], alone.as_dict()["tensor_parallel"], alone.as_dict()["data_parallel"]) == (4, 1, 1)
+    plan = make_plan(make_job(*words), machine=MACHINE)
+    assert "  groups    2 of 2 ranks (tensor 2 x data 1)" in plan.describe().splitlines()
+    told = plan.as_dict()
+    assert (told["workers"], told["groups"], told["tensor_parallel"], told["data_parallel"]) == (4, 2, 2, 1)
+    both = make_plan(make_job(*words, "parallel.data_parallel=2"), machine=replace(MACHINE, cores=2))
+    assert both.placement is not None
+    assert (both.placement.workers, both.placement.groups) == (4, 1)
+    assert "  groups    1 of 4 ranks (tensor 2 x data 2)" in both.describe().splitlines()
+    few = make_plan(make_job(*words, "cameras.frames=0"), machine=MACHINE)
+    assert few.placement is not None
+    assert (few.placement.workers, few.placement.groups) == (2, 1)  # one chunk, one group
+    idle = make_plan(make_job("parallel.workers=0", "parallel.tensor_parallel=8"), machine=MACHINE)  # 4 and 6 channels
+    assert idle.warnings == ("tensor_parallel = 8: the scene's channels leave 2 of every 8 workers without any",)
+    elsewhere = make_plan(make_job(*words), machine=MACHINE, scheduler="tcp://127.0.0.1:8786")
+    assert "of 2 ranks (tensor 2 x data 1), as many as the cluster has workers for" in elsewhere.describe()
+    assert elsewhere.as_dict()["groups"] is None
+
+
+def test_a_rank_of_a_group_needs_its_share_of_the_scene(make_job: MakeJob, tmp_path: Path) -> None:
+    path = tmp_path / "large.th"
+    save_landmark_checkpoint(make_scene(grid_size=(200, 200, 5), density_channels=16, appearance_channels=48), path)
+    size = load_config(path).grid_parameters() * 4
+    needs = [
+        make_plan(make_job(f"scene.checkpoint={path}", "parallel.workers=4", f"parallel.tensor_parallel={ranks}"), machine=MACHINE)
+        for ranks in (1, 2, 4)
+    ]
+    assert needs[1].worker_memory - needs[2].worker_memory == pytest.approx(size / 4, rel=0.01)
+    assert 0.8 * size / 2 < needs[0].worker_memory - needs[1].worker_memory < size / 2  # less the second tile in flight
+
+
+@pytest.mark.usefixtures("inline")
+def test_frames_of_another_number_of_tensor_ranks_are_others(make_job: MakeJob) -> None:
+    run_render(make_job("cameras.frames=0-5"), machine=MACHINE)
+    with pytest.raises(FramesDifferError, match=r"6 of 6 finished frames differ: parallel\.tensor_parallel 1 → 2;"):
+        make_plan(make_job("parallel.tensor_parallel=2"), machine=MACHINE)
+    assert make_plan(make_job("parallel.data_parallel=2"), machine=MACHINE).done == 6
 
 
 @given(st.integers(0, 20_000), st.integers(1, 64), st.sampled_from([1, 1, 1, 4, 5]), st.integers(1, 16))

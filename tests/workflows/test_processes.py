@@ -77,11 +77,10 @@ def inline_pixels(make_job: MakeJob, tmp_path: Path, request: pytest.FixtureRequ
     """Pixel files of the same job rendered without processes."""
     monkeypatch = pytest.MonkeyPatch()
     try:
-        from landmark_batch.workflows import cluster, pool
-        from tests.workflows.conftest import InlineCluster, InlinePool
+        from landmark_batch.workflows import cluster
+        from tests.workflows.conftest import InlineCluster
 
         monkeypatch.setattr(cluster, "start_cluster", lambda placement, **_: InlineCluster(placement.workers))
-        monkeypatch.setattr(pool, "DaskPool", InlinePool)
         calm = make_job(f"output.store={tmp_path / 'calm.zarr'}")
         run_render(calm)
         return pixels(calm.store_path)

@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows import session as session_module
-from landmark_batch.workflows import snapshot as snapshot_module
 from landmark_batch.workflows.builds import Build, note_build, other_build, read_builds
 from landmark_batch.workflows.graph import RenderGraph, task_prefix
 from landmark_batch.workflows.measured import SpeedKey, recall_speed, record_speed
+from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE
 from landmark_batch.workflows.renderers import SimulatedRenderer, open_renderer
 from landmark_batch.workflows.session import ChunkError, RenderSession, SetupError
 from landmark_batch.workflows.simulated import simulated_job, simulated_request
@@ -88,8 +89,10 @@ def test_a_large_chunk_is_committed_in_parts(opened: tuple[RenderSession, FrameS
 
 def test_a_stopped_job_begins_no_chunk(opened: tuple[RenderSession, FrameStore, Path]) -> None:
     session, store, folder = opened
-    (folder / snapshot_module.STOP_FILE).touch()
-    assert session.render("c", (0, 1), 0) == {"stopped": True}
+    for name in (STOP_FILE, PAUSE_FILE):
+        (folder / name).touch()
+        assert session.render("c", (0, 1), 0) == {"stopped": True}
+        (folder / name).unlink()
     assert store.finished() == {}
 
 
@@ -130,6 +133,8 @@ def test_the_plugin_opens_a_session_shows_it_and_closes_it(opened: tuple[RenderS
 
     class FakeWorker:
         name = "w0"
+        address = "tcp://127.0.0.1:1"
+        state = SimpleNamespace(total_resources={})
 
         def __init__(self) -> None:
             self.metrics: dict[str, Any] = {}
@@ -146,8 +151,10 @@ def test_the_plugin_opens_a_session_shows_it_and_closes_it(opened: tuple[RenderS
     assert worker.events[0][0] == "landmark-batch-abcd1234"
     assert worker.events[0][1]["name"] == "w0"
     shown = asyncio.run(worker.metrics["landmark_abcd1234"](worker))
-    assert shown == {"state": "idle", "frames": 2, "chunk": "", "runtime": "simulated", "device": "cpu"}
-    plugin.teardown(worker)
+    assert shown["state"] == "idle"
+    assert (shown["frames"], shown["chunk"], shown["runtime"], shown["device"], shown["role"]) == (2, "", "simulated", "cpu", "worker")
+    assert asyncio.run(worker.metrics["state"](worker)) == "idle"  # a column of Dask's own pages
+    asyncio.run(plugin.teardown(worker))
     assert worker.metrics == {}
     with pytest.raises(SetupError):
         render_chunk("abcd1234", "c", (7,), 0)

@@ -1,0 +1,73 @@
+"""pause, continue, cancel, attach: act on the job that writes a store, from any host that sees the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landmark_batch.commands.tls_options import read_tls, tls_options
+from landmark_batch.errors import RenderInterrupted
+
+if TYPE_CHECKING:
+    from landmark_batch.workflows.control import RunningJob
+
+_store = click.argument("store", type=click.Path(path_type=Path))
+
+
+@click.command("pause")
+@_store
+def pause(store: Path) -> None:
+    """Pause the job that writes STORE: chunks in hand are finished, then its workers free their memory and wait."""
+    from landmark_batch.workflows import control
+
+    _say("pausing", control.pause(store), f"landmark-batch continue {store}")
+
+
+@click.command("continue")
+@_store
+def go_on(store: Path) -> None:
+    """Let a paused job go on."""
+    from landmark_batch.workflows import control
+
+    _say("going on", control.go_on(store), None)
+
+
+@click.command("cancel")
+@_store
+def cancel(store: Path) -> None:
+    """End the job that writes STORE after the chunks in hand. What is rendered stands; `render` goes on with it."""
+    from landmark_batch.workflows import control
+
+    _say("ending after the chunks in hand", control.cancel(store), None)
+
+
+@click.command("attach")
+@_store
+@tls_options
+def attach(store: Path, **flags: Any) -> None:
+    """Watch the job that writes STORE until it ends. Ctrl-C leaves the job as it is."""
+    from landmark_batch.commands.progress import ProgressSink
+    from landmark_batch.workflows import control
+
+    credentials = read_tls(flags)
+    try:
+        with ProgressSink() as progress:
+            control.attach(store, [progress], security=credentials.security() if credentials is not None else None)
+    except KeyboardInterrupt:
+        raise RenderInterrupted(
+            "no longer attached; the job goes on", remedy=f"landmark-batch attach {store}, or landmark-batch cancel {store}"
+        ) from None
+    click.echo(f"the job has ended; {store} is complete")
+
+
+def _say(what: str, jobs: Sequence[RunningJob], then: str | None) -> None:
+    for job in jobs:
+        click.echo(f"{what}: {job.name} (run {job.run}, driven on {job.host})")
+    if then:
+        click.echo(f"to go on: {then}")
+
+
+COMMANDS = {"pause": pause, "continue": go_on, "cancel": cancel, "attach": attach}

@@ -1,0 +1,292 @@
+"""drive: a job from its order to its last frame, resumable at every instant. Runs beside the workers, attached or not.
+
+It owns the store while it works, reads the ledger when it starts, and so may itself be ended and started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from landmark_batch.chunks import split_frames
+from landmark_batch.errors import ConfigError, LandmarkError, StoreBusyError, StoreError
+from landmark_batch.events import ChunkDone, ChunkFailed, Event, JobDone, JobStarted
+from landmark_batch.frames.definition import is_store
+from landmark_batch.frames.leftovers import remove_leftovers
+from landmark_batch.frames.owner import StoreOwner
+from landmark_batch.frames.resume import compare
+from landmark_batch.frames.store import FrameStore
+from landmark_batch.workflows.builds import note_build
+from landmark_batch.workflows.driver import Driver
+from landmark_batch.workflows.graph import RenderGraph
+from landmark_batch.workflows.joblog import events_logger, job_log
+from landmark_batch.workflows.order import ABORT_FILE, STOP_FILE, JobOrder, is_set
+from landmark_batch.workflows.outcomes import Steering, WorkerPool
+from landmark_batch.workflows.plan import frames_to_render, narrow
+from landmark_batch.workflows.recorder import RunRecorder
+from landmark_batch.workflows.result import RenderResult
+from landmark_batch.workflows.snapshot import JobSnapshot, remove_dead_snapshots, remove_snapshot, write_snapshot
+
+logger = logging.getLogger(__name__)
+
+DONE_SECONDS = 15.0  # between two updates of the store's `done` array, for those who look on
+DEPTH = 2  # chunks in a worker's hand: one it renders, one waiting beside it
+PASSING_DEPTH = 3  # of a job before others: with one more that waits, no moment is left in which another job's chunk begins
+OTHERS_SECONDS = 2.0  # between two looks at what processes that share the store have finished
+
+Claim = Callable[[Sequence[int]], tuple[Sequence[int], Sequence[int]]]
+
+
+class Station(Protocol):
+    """Where a driver works: workers, and a line to those who watch."""
+
+    def emit(self, event: Event) -> None: ...
+
+    def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:
+        """The store is the job's; these frames it wants, those are still to be rendered."""
+        ...
+
+    def open_run(self, folder: Path, snapshot: JobSnapshot) -> int:
+        """Have the workers open a run. Returns their number."""
+        ...
+
+    def pool(self, graph: RenderGraph, folder: Path, claim: Claim) -> WorkerPool: ...
+
+    def close(self) -> None:
+        """The workers forget the run."""
+        ...
+
+
+def drive(order: JobOrder, station: Station) -> RenderResult:
+    """Render what is missing of an order's frames. Returns what happened.
+
+    Raises StoreBusyError where another job holds the store, CheckpointError and its like from workers, DiskFullError while writing,
+    GroupError when no worker can go on: finished frames stand, the same order (or command) resumes.
+    """
+    return _Drive(order, station).run()
+
+
+class _Drive:
+    """One run; holds what its steps share."""
+
+    def __init__(self, order: JobOrder, station: Station) -> None:
+        self.order = order
+        self.request = order.request
+        self.job = order.request.job
+        self.station = station
+        self.record = RunRecorder([station.emit], events_logger(order.run))
+        self._lag = time.time() - order.started
+        self._started = time.monotonic() - self._lag
+        self._done_at = time.monotonic()
+        self._workers = 0
+
+    def run(self) -> RenderResult:
+        order = self.order
+        with job_log(order.log, order.run), _take(order) as owner:
+            for warning in order.warnings:
+                logger.warning("%s", warning)
+            try:
+                store = FrameStore.open(order.store)
+                resume = compare(store, self.request.flight, self.request.settings)
+                resume = narrow(resume, self.request.wanted)
+                return self._render(store, owner, frames_to_render(resume, self.request.wanted, store.spec))
+            except LandmarkError as error:
+                forget_new_store(order, error, shared=bool(owner.others()))
+                raise
+
+    def _render(self, store: FrameStore, owner: StoreOwner, todo: tuple[int, ...]) -> RenderResult:
+        remove_dead_snapshots(store.path)
+        self.station.begin(self.request.wanted, todo)
+        if not todo:
+            self._tell_start(store, 0)
+            return self._finish(store)
+        if self.order.build is not None:
+            note_build(store.path, self.order.build)
+        with ExitStack() as stack:
+            snapshot = self._snapshot(store, owner)
+            folder = write_snapshot(snapshot, self.request.flight)
+            stack.callback(remove_snapshot, folder)
+            stack.callback(self.station.close)
+            self._drive(store, owner, folder, snapshot, todo)
+            self.record.interrupted |= is_set(folder, STOP_FILE, ABORT_FILE) and self.record.fatal is None
+            return self._finish(store)
+
+    def _snapshot(self, store: FrameStore, owner: StoreOwner) -> JobSnapshot:
+        placement = self.order.placement
+        return JobSnapshot(
+            run=self.order.run,
+            job=self.job.model_dump(mode="json"),
+            settings=dict(self.request.settings.values),
+            store=str(store.path),
+            device=placement.device if placement else self.job.parallel.device,
+            threads=placement.threads if placement else 1,
+            generation=owner.generation,
+            renderer=dict(self.request.renderer),
+            scheduler=self.order.scheduler,
+            scene=self.request.scene,
+            log=str(self.order.log),
+        )
+
+    def _drive(self, store: FrameStore, owner: StoreOwner, folder: Path, snapshot: JobSnapshot, todo: tuple[int, ...]) -> None:
+        self._workers = self.station.open_run(folder, snapshot)
+        self._tell_start(store, len(todo))
+        missing: Sequence[int] = todo
+        turn = 0
+        while missing and not is_set(folder, STOP_FILE, ABORT_FILE):  # more than one turn only where other processes share the store
+            chunks = split_frames(missing, self.order.chunk_frames)
+            graph = RenderGraph(self.job.name, self.order.run, chunks, turn=turn)
+            pool = self.station.pool(graph, folder, lambda frames: _claim(store, owner, frames))
+            driver = Driver(
+                pool,
+                chunks,
+                emit=lambda event: self._emit(event, store, owner),
+                steering=Steering(folder),
+                depth=PASSING_DEPTH if self.job.parallel.priority > 0 else DEPTH,
+                render_timeout=self.job.parallel.render_timeout,
+            )
+            self.record.add(driver.run(), chunks)
+            missing = self._left_to_others(store, owner, folder, missing)
+            turn += 1
+
+    def _left_to_others(self, store: FrameStore, owner: StoreOwner, folder: Path, frames: Sequence[int]) -> list[int]:
+        """Wait for frames that another process has claimed; returns those that became free because it ended without them."""
+        while not (self.record.fatal or is_set(folder, STOP_FILE, ABORT_FILE)):
+            finished = store.finished()
+            missing = [frame for frame in frames if frame not in finished and frame not in self.record.failed]
+            if not missing:
+                return []
+            free = owner.claim(missing)
+            if free:
+                return free
+            time.sleep(OTHERS_SECONDS)
+        return []
+
+    # -- events
+
+    def _tell_start(self, store: FrameStore, todo: int) -> None:
+        chunks = len(split_frames(range(todo), self.order.chunk_frames)) if todo else 0
+        self.record.emit(
+            JobStarted(
+                name=self.job.name,
+                store=str(store.path),
+                frames=len(self.request.wanted),
+                todo=todo,
+                chunks=chunks,
+                workers=self._workers,
+                runtime=self.request.runtime,
+                dashboard=self.order.dashboard,
+            )
+        )
+
+    def _emit(self, event: Event, store: FrameStore, owner: StoreOwner) -> None:
+        self.record.emit(event)
+        if isinstance(event, ChunkDone) or (isinstance(event, ChunkFailed) and event.final):
+            owner.release(event.frames)
+        now = time.monotonic()
+        if now - self._done_at > DONE_SECONDS:
+            self._done_at = now
+            _refresh_done(store)
+
+    # -- the end
+
+    def _finish(self, store: FrameStore) -> RenderResult:
+        _refresh_done(store)
+        remove_leftovers(store.layout, sole=False)  # of workers that were killed
+        record = self.record
+        first = None if record.first_at is None else record.first_at - self._started
+        result = outcome(
+            self.order,
+            store,
+            interrupted=record.interrupted and record.fatal is None,
+            rendered=record.rendered,
+            failures=dict(record.failures),
+            seconds=time.monotonic() - self._started,
+            startup=first,
+        )
+        result = replace(
+            result,
+            render_seconds=record.render_seconds,
+            workers=self._workers,
+            stages=dict(record.stages),
+            counters=dict(record.counters),
+            fatal=record.fatal,
+            worker_seconds=record.worker_seconds,
+        )
+        record.emit(JobDone(self.job.name, result.state, record.rendered, result.missing, result.seconds, result.startup_seconds))
+        return result
+
+
+def outcome(
+    order: JobOrder,
+    store: FrameStore,
+    *,
+    interrupted: bool,
+    rendered: int = 0,
+    failures: dict[str, str] | None = None,
+    seconds: float | None = None,
+    startup: float | None = None,
+) -> RenderResult:
+    """What a run came to, by what stands in its store."""
+    finished, wanted = store.finished(), order.request.wanted
+    missing = tuple(frame for frame in wanted if frame not in finished)
+    seconds = time.time() - order.started if seconds is None else seconds
+    return RenderResult(
+        state="complete" if not missing else "interrupted" if interrupted else "incomplete",
+        wanted=len(wanted),
+        rendered=rendered,
+        skipped=max(0, len(wanted) - len(missing) - rendered),
+        missing=missing,
+        failures=failures or {},
+        seconds=seconds,
+        startup_seconds=seconds if startup is None else startup,
+        render_seconds=0.0,
+        workers=0,
+        device=order.placement.device if order.placement else order.request.job.parallel.device,
+        store=store.path,
+        log=order.log,
+        dashboard=order.dashboard,
+    )
+
+
+def forget_new_store(order: JobOrder, error: LandmarkError, *, shared: bool) -> None:
+    """After an error before the first frame: a store that was made for this run goes again, and a log that says no more than the error."""
+    path = order.store
+    if not order.created or shared or (is_store(path) and FrameStore.open(path).finished()):
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    if error.exit_code == ConfigError.exit_code and not order.logged:
+        order.log.unlink(missing_ok=True)
+
+
+def _take(order: JobOrder) -> StoreOwner:
+    """The store, as soon as the process that gave the order has let it go."""
+    deadline = time.monotonic() + order.patience
+    while True:
+        try:
+            return StoreOwner.acquire(order.store, join=order.join)
+        except StoreBusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+def _refresh_done(store: FrameStore) -> None:
+    try:
+        store.refresh_done()
+    except StoreError as error:  # a disk that is full: what stands is recorded in the ledger all the same
+        logger.warning("%s", error)
+
+
+def _claim(store: FrameStore, owner: StoreOwner, frames: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """(frames this process is to render, frames that stand by now); what is in neither list another process renders."""
+    mine = owner.claim(frames)
+    if len(mine) == len(frames):
+        return mine, ()
+    finished = store.finished()
+    return mine, [frame for frame in frames if frame in finished and frame not in mine]
