@@ -120,9 +120,9 @@ def test_a_whole_job(tmp_path: Path, stubs: Path, make_job: MakeJob) -> None:
     said: list[str] = []
     seen: list[tuple[int, str]] = []
 
-    def make() -> object:
+    def make(stopped: Callable[[], bool]) -> object:
         host = "host = '127.0.0.1'\nprologue = ['export LANDMARK_TEST=1']\nnodes = 1"
-        cluster = slurm_cluster(write(tmp_path, host), folder=tmp_path, tell=said.append, dashboard=False)
+        cluster = slurm_cluster(write(tmp_path, host), folder=tmp_path, tell=said.append, dashboard=False, stopped=stopped)
         [private] = tmp_path.glob(".landmark-slurm-*")
         seen.append((stat.S_IMODE(private.stat().st_mode), cluster.address))
         return cluster
