@@ -77,10 +77,6 @@ class FusedRenderer:
             shape = (config.appearance_channels, tables, dtype, config.app_dim, widths, config.fea_pe, config.view_pe)
             if fused.shade_takes(*shape) and torch.ops.landmark_batch.shade_fits(tables):
                 self._shade = fused.pack_shade(self._basis, self._decoder.weights, self._decoder.biases)
-            self._packed: tuple[Tensor, Tensor] | None = None
-            usual = (fused.SHADE_CHANNELS, 1, *shape[2:])
-            if self._shade is None and fused.shade_takes(*usual) and torch.ops.landmark_batch.shade_fits(0):
-                self._packed = fused.pack_decoder(self._decoder.weights, self._decoder.biases)
         self._division: Sequence[int] = () if config.layout == "single" else config.division
         self._slots: Tensor | None = None  # every block is in memory
         self._capacity = 32
@@ -125,7 +121,6 @@ class FusedRenderer:
                     raise RuntimeError(f"{absent} samples lie in blocks that are not in memory")
                 if self._launches is not None and count >= TUNING_RAYS:
                     self._tune(self._launches, c2w, intrinsics, width, pixels)
-                self._shrink(coloured / count)
                 break
         else:
             rgb, depth, alpha = (torch.empty(0, *shape, device=self.device) for shape in ((3,), (), ()))
@@ -142,12 +137,6 @@ class FusedRenderer:
             self._coloured_per_ray = max(self._coloured_per_ray * 2, coloured_per_ray * 1.25)
         return True
 
-    def _shrink(self, coloured_per_ray: float) -> None:
-        """Where every entry of the list takes the memory of its features, a list far too long is made shorter."""
-        wanted = 2.0 * max(1.0, coloured_per_ray)
-        if self._packed is not None and self._coloured_per_ray > 2.0 * wanted:
-            self._coloured_per_ray = wanted
-
     def _list_capacity(self, rays: int) -> int:
         return max(1024, int(rays * self._coloured_per_ray))
 
@@ -155,8 +144,7 @@ class FusedRenderer:
         """Rays of a batch: what MEMORY_SHARE of the device's memory holds; no pixel depends on it."""
         if self.device.type != "cuda":
             return RAYS
-        entry = 32 + (4 * self.config.app_dim if self._packed is not None else 0)
-        ray = 8 * self._capacity + entry * self._coloured_per_ray + 128  # bytes: staged samples, list, features and colours, the ray itself
+        ray = 8 * self._capacity + 32 * self._coloured_per_ray + 128  # bytes: staged samples, list and colours, the ray itself
         left = torch.cuda.get_device_properties(self.device).total_memory - torch.cuda.memory_allocated(self.device)
         return max(4096, min(RAYS, int(left * MEMORY_SHARE / ray)))
 
@@ -166,7 +154,7 @@ class FusedRenderer:
         """rgb, depth, alpha and status of pixels, all still on the device."""
         pose, lens = self._camera(c2w, intrinsics)
         batch = self.settings.rays_per_batch or self._batch()
-        if (self._shade is None and self._packed is None) or recording():  # counts are looked at in between, or every step is measured
+        if self._shade is None or recording():  # counts are looked at in between, or every step is measured
             return self._steps(pose, lens, width, order, place, batch)
         buffers = batch, self._capacity, self._coloured_per_ray
         key = (width, order.data_ptr(), order.shape[0], place is None, *buffers, *self._launch.values())
@@ -254,13 +242,6 @@ class FusedRenderer:
                 chosen = self._launch["shade"] if launch is None else launch
                 lists = (traced.list, traced.status, traced.found, traced.offset)
                 rgb: Tensor = fused.shade(rays, *lists, *field, *self._shade, chosen)
-            return rgb
-        if self._packed is not None:
-            lists = (traced.list, traced.status, traced.found, traced.offset)
-            with span("appearance", self.device):
-                features = fused.features(rays, traced.list, traced.list.shape[0], *field, self._basis, traced.status)
-            with span("decode", self.device):
-                rgb = fused.shade_features(rays, *lists, features, *self._packed)
             return rgb
         count = min(int(traced.status[0]), traced.list.shape[0])
         samples = traced.list[:count]
