@@ -29,10 +29,10 @@ def test_groups_come_one_after_another_in_the_same_processes(group: Grouped) -> 
 def test_an_absent_rank_is_named_in_time(own_ranks: Ranks) -> None:
     port = own_ranks.call(0, tasks.open_rendezvous)
     begin = time.monotonic()
-    answers = own_ranks.all([0, 1], tasks.join, port, GroupShape(1, 4), 1, 8.0)
+    answers = own_ranks.all([0, 1], tasks.join, port, GroupShape(1, 4), 1, 5.0)
     assert time.monotonic() - begin < 40
     for answer in answers:
-        assert answer.error == "GroupError" and "waited 8 s" in answer.text and "absent: 2, 3" in answer.text
+        assert answer.error == "GroupError" and "waited 5 s" in answer.text and "absent: 2, 3" in answer.text
 
 
 def test_no_leader_to_meet(own_ranks: Ranks) -> None:

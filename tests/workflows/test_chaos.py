@@ -55,7 +55,7 @@ def kill_client_alone(run: RenderProcess, path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kills", "frames"),
-    [pytest.param(3, 24), pytest.param(20, 60, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])],
+    [pytest.param(2, 18), pytest.param(20, 60, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])],
 )
 @pytest.mark.usefixtures("inline")
 def test_killed_at_random_instants(
