@@ -6,17 +6,14 @@ cluster's own is what keeps others out: both ends of every connection show a cer
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import dask
 from distributed.security import Security
 
 from landmark_batch.errors import ConfigError
@@ -45,15 +42,6 @@ class TlsCredentials:
         for role in _ROLES:
             fields |= {f"tls_{role}_cert": self.cert, f"tls_{role}_key": self.key}
         return fields
-
-    @contextlib.contextmanager
-    def as_default(self) -> Iterator[None]:
-        """While it lasts, Dask clients that are given no `security` use these credentials."""
-        settings = {"distributed.comm.tls.ca-file": self.ca}
-        for role in _ROLES:
-            settings |= {f"distributed.comm.tls.{role}.cert": self.cert, f"distributed.comm.tls.{role}.key": self.key}
-        with dask.config.set(settings):
-            yield
 
 
 def read_credentials(ca_file: Path | None, cert: Path | None, key: Path | None) -> TlsCredentials | None:
