@@ -2,7 +2,7 @@
 
 Each op has a schema and a plain-torch implementation for every device; compiled libraries override it by dispatch key. The
 wrappers check shapes, dtypes and devices once, so that no implementation has to. They raise ValueError or TypeError, which mean
-a bug in the caller: users' input is checked long before.
+a bug in the caller: users' input is checked long before. A sample in a block that is not in memory is an AbsentBlockError.
 
 Common arguments: rays [R, 6] float32, origin and unnormalised direction; ray [M] int32, the ray of each sample, ascending;
 t [M] float32, the ray parameter of each sample; box (x0, y0, z0, x1, y1, z1) in scene units.
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from . import library
+from .absent import AbsentBlockError, absent_blocks
 from .library import NAMESPACE, SCHEMAS, plain_ops
 from .library import ops as _ops
 
 __all__ = [
     "NAMESPACE",
     "SCHEMAS",
+    "AbsentBlockError",
     "accumulate",
     "appearance",
     "composite",
@@ -110,17 +112,26 @@ def density(
     lines: Sequence[Tensor],
     resolutions: int,
     basis: Tensor | None = None,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> Tensor:
     """Density feature [M] before activation.
 
     division: blocks along x, y; empty for a single-block scene. slots [blocks] int64: row of the tables that holds a block, -1
-    absent (RuntimeError if a sample lies there); None = block b in row b. planes[dim * resolutions + res] [S, h, w, C], lines
+    absent (AbsentBlockError if a sample lies there); None = block b in row b. planes[dim * resolutions + res] [S, h, w, C], lines
     [S, n, C], float32 or float16. basis [1, K]: learned weights of the K = dims * resolutions * C products; None = plain sum.
+
+    origins and extents make it a cut scene, one whose planes were cut into blocks: a sample has the bits it has in the whole. Its
+    block is clamp(floor((v + 1) / (2 / blocks))) on x and on y, v in -1..1 over the box. planes then hold a block's tile, lines stay
+    whole; origins [blocks, planes, 2] int32: first column and row of each tile in the whole plane; extents: height, width of each
+    whole plane. A tile has the texels floor(first) .. floor(last) + 1 that its block reads.
     """
-    columns = _check_field(rays, ray, t, division, slots, planes, lines, resolutions)
+    columns = _check_field(rays, ray, t, division, slots, planes, lines, resolutions, origins, extents)
     if basis is not None:
         _check("basis", basis, (1, columns), torch.float32, rays)
-    return _one(_ops.density(rays, ray, t, _box("box", box), list(division), slots, list(planes), list(lines), resolutions, basis))
+    tables = (list(division), slots, list(planes), list(lines), resolutions)
+    with absent_blocks():
+        return _one(_ops.density(rays, ray, t, _box("box", box), *tables, basis, origins, list(extents)))
 
 
 def composite(
@@ -134,17 +145,20 @@ def composite(
     nonlinear: bool,
     scale: float,
     threshold: float,
+    stop: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Weights [M] of all samples, and indices [C] int64 of those above `threshold`, which get a colour.
 
-    feature [M]: of `density`; delta [M]: of `march`; count: number of rays. scale: LandMark's distance_scale.
+    feature [M]: of `density`; delta [M]: of `march`; count: number of rays. scale: LandMark's distance_scale. stop: samples behind
+    the point where a ray's transmittance is below it have the weight 0 (the reference: as they come), so that composite of density
+    has the bits of `weighing.weigh`.
     """
     _check("feature", feature, (None,), torch.float32)
     _check("ray", ray, (feature.shape[0],), torch.int32, feature)
     _check("delta", delta, (feature.shape[0],), torch.float32, feature)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation = {activation!r}: one of {', '.join(ACTIVATIONS)}")
-    weights, coloured = _ops.composite(feature, ray, delta, count, activation, shift, nonlinear, scale, threshold)
+    weights, coloured = _ops.composite(feature, ray, delta, count, activation, shift, nonlinear, scale, threshold, stop)
     return weights, coloured
 
 
@@ -159,11 +173,15 @@ def appearance(
     lines: Sequence[Tensor],
     resolutions: int,
     basis: Tensor,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> Tensor:
     """Appearance features [C, F] of the coloured samples: basis [F, K] times their products. Arguments as in `density`."""
-    columns = _check_field(rays, ray, t, division, slots, planes, lines, resolutions)
+    columns = _check_field(rays, ray, t, division, slots, planes, lines, resolutions, origins, extents)
     _check("basis", basis, (None, columns), torch.float32, rays)
-    return _one(_ops.appearance(rays, ray, t, _box("box", box), list(division), slots, list(planes), list(lines), resolutions, basis))
+    tables = (list(division), slots, list(planes), list(lines), resolutions)
+    with absent_blocks():
+        return _one(_ops.appearance(rays, ray, t, _box("box", box), *tables, basis, origins, list(extents)))
 
 
 def decode(
@@ -217,6 +235,8 @@ def _check_field(
     planes: Sequence[Tensor],
     lines: Sequence[Tensor],
     resolutions: int,
+    origins: Tensor | None,
+    extents: Sequence[int],
 ) -> int:
     """Checks the arguments that density and appearance share; returns the number of products K of a sample."""
     _check("rays", rays, (None, 6), torch.float32)
@@ -230,6 +250,14 @@ def _check_field(
         _check("slots", slots, (division[0] * division[1],), torch.int64, rays)
     if len(planes) != len(lines) or resolutions < 1 or len(planes) not in (resolutions, 3 * resolutions):
         raise ValueError(f"{len(planes)} planes, {len(lines)} lines, {resolutions} resolutions: one of each, for 1 or 3 dims")
+    if (origins is None) != (not extents):
+        raise ValueError("origins without extents, or extents without origins: a cut scene needs both")
+    if origins is not None:
+        if not division:
+            raise ValueError("origins without a division: the division says how the scene was cut")
+        _check("origins", origins, (division[0] * division[1], len(planes), 2), torch.int32, rays)
+        if len(extents) != 2 * len(planes) or any(n < 1 for n in extents):
+            raise ValueError(f"extents = {list(extents)}: height and width of each of the {len(planes)} whole planes")
     rows = 1 if not division else division[0] * division[1] if slots is None else None
     columns = 0
     for i, (plane, line) in enumerate(zip(planes, lines, strict=True)):

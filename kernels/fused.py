@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .library import NAMESPACE
+from .library import CUT, NAMESPACE
 from .lists import fitted, list_ray, list_weight, make_list, pack_bits, unpack_bits
 from .mixed import Marched, march_density, shade_features, weigh_list
 
@@ -39,6 +39,7 @@ __all__ = [
     "resolve",
     "shade",
     "shade_features",
+    "shade_pass",
     "shade_takes",
     "trace",
     "weigh_list",
@@ -51,13 +52,16 @@ SCHEMAS = {
     "trace": (
         "(Tensor rays, Tensor extent, Tensor base, Tensor slope, float[] crop, Tensor[] occupancy, float[] mask_box, int[] mask_size,"
         f" float mask_threshold, {_FIELD}, Tensor? basis, str activation, bool nonlinear, float shift, float scale, float threshold,"
-        " float stop, int capacity, int list_capacity, int launch=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        f" float stop, int capacity, int list_capacity, int launch=0, {CUT}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
     "shade": (
         f"(Tensor rays, Tensor list, Tensor status, Tensor found, Tensor offset, {_FIELD}, Tensor matrices, Tensor biases,"
-        " int launch=0) -> Tensor"
+        f" int launch=0, {CUT}) -> Tensor"
     ),
-    "features": f"(Tensor rays, Tensor list, int count, {_FIELD}, Tensor basis, Tensor? status=None) -> Tensor",
+    "shade_pass": (
+        f"(Tensor rays, Tensor list, Tensor status, {_FIELD}, Tensor matrices, Tensor biases, Tensor(a!) colour, int launch=0, {CUT}) -> ()"
+    ),
+    "features": f"(Tensor rays, Tensor list, int count, {_FIELD}, Tensor basis, Tensor? status=None, {CUT}) -> Tensor",
     "resolve": "(Tensor colour, Tensor offset, Tensor found) -> Tensor",
 }
 
@@ -148,11 +152,13 @@ def _reference_features(
     resolutions: int,
     basis: Tensor,
     status: Tensor | None = None,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> Tensor:
     listed = count if status is None else min(count, int(status[0]))
     samples = samples[:listed]
     t = samples[:, 1].contiguous().view(torch.float32)
-    result = reference.appearance(rays, list_ray(samples), t, box, division, slots, planes, lines, resolutions, basis)
+    result = reference.appearance(rays, list_ray(samples), t, box, division, slots, planes, lines, resolutions, basis, origins, extents)
     return fitted(result, count)
 
 
@@ -188,12 +194,14 @@ def _reference_trace(
     capacity: int,
     list_capacity: int,
     launch: int = 0,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Without early stop and without a limit for a ray: `stop` and `capacity` are not looked at, nor is `launch`."""
     count = rays.shape[0]
     codes = reference.pack_occupancy(unpack_bits(occupancy[0], mask_size), 5) if occupancy else ()
     ray, t, delta = reference.march(rays, extent, base, slope, crop, codes, mask_box, mask_threshold)
-    feature = reference.density(rays, ray, t, box, division, slots, planes, lines, resolutions, basis)
+    feature = reference.density(rays, ray, t, box, division, slots, planes, lines, resolutions, basis, origins, extents)
     weights, coloured = reference.composite(feature, ray, delta, count, activation, shift, nonlinear, scale, threshold)
     _, depth, alpha = reference.accumulate(weights, t, ray, coloured, weights.new_zeros(coloured.shape[0], 3), count)
     seen = ray.index_select(0, coloured)
@@ -208,7 +216,7 @@ def _trace_shapes(
     rays: Tensor, extent: Tensor, base: Tensor, slope: Tensor, crop: object, occupancy: object, mask_box: object, mask_size: object,
     mask_threshold: float, box: object, division: object, slots: object, planes: object, lines: object, resolutions: int,
     basis: object, activation: str, nonlinear: bool, shift: float, scale: float, threshold: float, stop: float, capacity: int,
-    list_capacity: int, launch: int = 0,
+    list_capacity: int, launch: int = 0, origins: object = None, extents: object = (),
 ) -> tuple[Tensor, ...]:  # fmt: skip
     count = rays.shape[0]
     ints = [rays.new_empty(size, dtype=torch.int32) for size in ((list_capacity, 4), (count,), (count,))]
@@ -219,9 +227,13 @@ def _shade_shape(rays: Tensor, *_: object) -> Tensor:
     return rays.new_empty(rays.shape[0], 3)
 
 
+def _shade_pass_shape(*_: object) -> None:
+    return None
+
+
 def _features_shape(
     rays: Tensor, samples: Tensor, count: int, box: object, division: object, slots: object, planes: object, lines: object,
-    resolutions: int, basis: Tensor, status: object = None,
+    resolutions: int, basis: Tensor, status: object = None, origins: object = None, extents: object = (),
 ) -> Tensor:  # fmt: skip
     return rays.new_empty(count, basis.shape[0])
 
@@ -234,6 +246,7 @@ _REFERENCES: dict[str, Callable[..., object]] = {"trace": _reference_trace, "fea
 _SHAPES: dict[str, Callable[..., object]] = {
     "trace": _trace_shapes,
     "shade": _shade_shape,
+    "shade_pass": _shade_pass_shape,
     "features": _features_shape,
     "resolve": _resolve_shape,
 }
@@ -246,5 +259,6 @@ for _name, _schema in SCHEMAS.items():
 
 trace = torch.ops.landmark_batch.trace
 shade = torch.ops.landmark_batch.shade
+shade_pass = torch.ops.landmark_batch.shade_pass
 features = torch.ops.landmark_batch.features
 resolve = torch.ops.landmark_batch.resolve

@@ -19,6 +19,7 @@ from . import reference
 NAMESPACE = "landmark_batch"
 
 _FIELD = "Tensor rays, Tensor ray, Tensor t, float[] box, int[] division, Tensor? slots, Tensor[] planes, Tensor[] lines, int resolutions"
+CUT = "Tensor? origins=None, int[] extents=[]"  # of a cut scene, last in every op that reads planes
 
 SCHEMAS: dict[str, str] = {
     "pack_occupancy": "(Tensor volume, int levels) -> (Tensor, Tensor, Tensor)",
@@ -29,12 +30,12 @@ SCHEMAS: dict[str, str] = {
         "(Tensor rays, Tensor extent, Tensor base, Tensor slope, float[] box, Tensor[] occupancy, float[] mask_box, float threshold)"
         " -> (Tensor, Tensor, Tensor)"
     ),
-    "density": f"({_FIELD}, Tensor? basis) -> Tensor",
+    "density": f"({_FIELD}, Tensor? basis, {CUT}) -> Tensor",
     "composite": (
         "(Tensor feature, Tensor ray, Tensor delta, int count, str activation, float shift, bool nonlinear, float scale,"
-        " float threshold) -> (Tensor, Tensor)"
+        " float threshold, float stop=0.0) -> (Tensor, Tensor)"
     ),
-    "appearance": f"({_FIELD}, Tensor basis) -> Tensor",
+    "appearance": f"({_FIELD}, Tensor basis, {CUT}) -> Tensor",
     "decode": ("(Tensor features, Tensor rays, Tensor ray, Tensor[] weights, Tensor[] biases, int fea_pe, int view_pe) -> Tensor"),
     "accumulate": "(Tensor weights, Tensor t, Tensor ray, Tensor coloured, Tensor rgb, int count) -> (Tensor, Tensor, Tensor)",
 }
@@ -76,7 +77,8 @@ def _composite(feature: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _appearance(rays: Tensor, ray: Tensor, t: Tensor, *rest: Any) -> Tensor:
-    return t.new_empty(t.shape[0], rest[-1].shape[0])
+    basis: Tensor = rest[6]
+    return t.new_empty(t.shape[0], basis.shape[0])
 
 
 def _decode(features: Tensor, *_: Any) -> Tensor:

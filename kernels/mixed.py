@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .library import NAMESPACE
+from .library import CUT, NAMESPACE
 from .lists import fitted, make_list, unpack_bits
 
 _FIELD = "float[] box, int[] division, Tensor? slots, Tensor[] planes, Tensor[] lines, int resolutions"
 SCHEMAS = {
     "march_density": (
         "(Tensor rays, Tensor extent, Tensor base, Tensor slope, float[] crop, Tensor[] occupancy, float[] mask_box, int[] mask_size,"
-        f" float mask_threshold, {_FIELD}, Tensor? basis, int capacity) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        f" float mask_threshold, {_FIELD}, Tensor? basis, int capacity, {CUT}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
     "weigh_list": (
         "(Tensor density, Tensor t, Tensor delta, Tensor found, Tensor offset, str activation, bool nonlinear, float shift, float scale,"
@@ -75,11 +75,13 @@ def reference_march_density(
     resolutions: int,
     basis: Tensor | None,
     capacity: int,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The op in plain torch. RuntimeError for a sample in an absent block, which the compiled op counts in status[2]."""
+    """The op in plain torch. AbsentBlockError for a sample in an absent block, which the compiled op counts in status[2]."""
     codes = reference.pack_occupancy(unpack_bits(occupancy[0], mask_size), 5) if occupancy else ()
     ray, t, delta = reference.march(rays, extent, base, slope, crop, codes, mask_box, mask_threshold)
-    partial = reference.density(rays, ray, t, box, division, slots, planes, lines, resolutions, basis)
+    partial = reference.density(rays, ray, t, box, division, slots, planes, lines, resolutions, basis, origins, extents)
     found, offset = _by_ray(ray, rays.shape[0])
     samples = ray.shape[0]
     status = torch.tensor([samples, int(samples > capacity), 0, samples], dtype=torch.int32, device=rays.device)
@@ -124,9 +126,11 @@ def _by_ray(ray: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found, (found.cumsum(0) - found).to(torch.int32)
 
 
-def _marched_shapes(rays: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    capacity = rest[-1]
-    assert isinstance(capacity, int | torch.SymInt)
+def _marched_shapes(
+    rays: Tensor, extent: object, base: object, slope: object, crop: object, occupancy: object, mask_box: object, mask_size: object,
+    mask_threshold: float, box: object, division: object, slots: object, planes: object, lines: object, resolutions: int,
+    basis: object, capacity: int, origins: object = None, extents: object = (),
+) -> tuple[Tensor, ...]:  # fmt: skip
     lists = [rays.new_empty(capacity, dtype=dtype) for dtype in (torch.int32, torch.float32, torch.float32, torch.float32)]
     return (*lists, *(rays.new_empty(size, dtype=torch.int32) for size in (rays.shape[0], rays.shape[0], 4)))
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .library import NAMESPACE, PLAIN
+from .absent import absent_blocks
+from .library import CUT, NAMESPACE, PLAIN
 from .library import ops as _ops
 
 STOP = 1e-7  # transmittance below which float32 sums of weights no longer change
@@ -19,7 +20,7 @@ STOP = 1e-7  # transmittance below which float32 sums of weights no longer chang
 SCHEMA = (
     "(Tensor rays, Tensor ray, Tensor t, Tensor delta, int count, float[] box, int[] division, Tensor? slots, Tensor[] planes,"
     " Tensor[] lines, int resolutions, Tensor? basis, str activation, float shift, bool nonlinear, float scale, float threshold,"
-    " float stop) -> (Tensor, Tensor)"
+    f" float stop, {CUT}) -> (Tensor, Tensor)"
 )
 
 
@@ -43,34 +44,39 @@ def weigh(
     scale: float,
     threshold: float,
     stop: float = STOP,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Weights [M] of samples and indices [C] int64 of the coloured ones: `composite` of `density`, arguments as there.
 
     Samples behind the point where a ray's transmittance is below `stop` have the weight 0 (the reference: below `stop`).
-    Arguments are checked as in `kernels.density`; delta [M] of `kernels.march`. RuntimeError for a sample in an absent block.
+    Arguments are checked as in `kernels.density`; delta [M] of `kernels.march`. AbsentBlockError for a sample in an absent block.
     """
     if delta.shape != t.shape or delta.dtype != torch.float32:
         raise ValueError(f"delta is {delta.dtype} {list(delta.shape)}, not float32 {list(t.shape)}")
-    weights, coloured = _ops.weigh(
-        rays,
-        ray,
-        t,
-        delta,
-        count,
-        [float(v) for v in box],
-        list(division),
-        slots,
-        list(planes),
-        list(lines),
-        resolutions,
-        basis,
-        activation,
-        shift,
-        nonlinear,
-        scale,
-        threshold,
-        stop,
-    )
+    with absent_blocks():
+        weights, coloured = _ops.weigh(
+            rays,
+            ray,
+            t,
+            delta,
+            count,
+            [float(v) for v in box],
+            list(division),
+            slots,
+            list(planes),
+            list(lines),
+            resolutions,
+            basis,
+            activation,
+            shift,
+            nonlinear,
+            scale,
+            threshold,
+            stop,
+            origins,
+            list(extents),
+        )
     return weights, coloured
 
 
@@ -93,9 +99,11 @@ def reference_weigh(
     scale: float,
     threshold: float,
     stop: float,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """The op in plain torch, without the early stop: `stop` is not looked at."""
-    feature = reference.density(rays, ray, t, box, division, slots, planes, lines, resolutions, basis)
+    feature = reference.density(rays, ray, t, box, division, slots, planes, lines, resolutions, basis, origins, extents)
     return reference.composite(feature, ray, delta, count, activation, shift, nonlinear, scale, threshold)
 
 

@@ -19,12 +19,13 @@ def composite(
     nonlinear: bool,
     scale: float,
     threshold: float,
+    stop: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Weights [M] of all samples and the indices [C] int64 of those above `threshold`.
 
     feature [M]: of `density`, all channels summed; ray [M] int32 ascending below `count`; delta [M]. activation: 'softplus' of
     feature + shift, or 'relu'; nonlinear: the feature passes a ReLU first. alpha = 1 - exp(-sigma * delta * scale), weight =
-    alpha * product over earlier samples of (1 - alpha + 1e-10), formed in sample order.
+    alpha * product over earlier samples of (1 - alpha + 1e-10), formed in sample order. Without the early stop: `stop` is not looked at.
     """
     samples = feature.shape[0]
     size = -(-samples // PAD) * PAD

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .interpolation import axis_neighbours, read_line, read_plane
+from ..absent import MESSAGE, AbsentBlockError
+from .interpolation import Neighbours, axis_neighbours, read_line, read_plane
 from .products import tile_rows
 
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # columns, rows of the plane of each dim
@@ -27,12 +28,14 @@ class Grid(NamedTuple):
     planes: Sequence[Tensor]
     lines: Sequence[Tensor]
     resolutions: int
+    origins: Tensor | None
+    extents: Sequence[int]
 
     def axes(self, level: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """(axis, texels) of the plane's columns, of its rows, and of the line."""
         dim = level // self.resolutions
         across, down = PLANE_AXES[dim]
-        _, height, width, _ = self.planes[level].shape
+        height, width = self.planes[level].shape[1:3] if self.origins is None else self.extents[2 * level : 2 * level + 2]
         return (across, width), (down, height), (LINE_AXES[dim], self.lines[level].shape[1])
 
 
@@ -47,9 +50,11 @@ def density(
     lines: Sequence[Tensor],
     resolutions: int,
     basis: Tensor | None,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> Tensor:
     """Density feature [M]: plane * line summed over dims and resolutions, then over channels; each times its weight in `basis`."""
-    grid = Grid(box, division, slots, planes, lines, resolutions)
+    grid = Grid(box, division, slots, planes, lines, resolutions, origins, extents)
     feature = torch.empty_like(t)
     for part in _chunks(t):
         total: Tensor | None = None
@@ -75,9 +80,11 @@ def appearance(
     lines: Sequence[Tensor],
     resolutions: int,
     basis: Tensor,
+    origins: Tensor | None = None,
+    extents: Sequence[int] = (),
 ) -> Tensor:
     """Appearance features [C, F] = products [C, K] times `basis` [F, K]; columns in the order dim, resolution, channel."""
-    grid = Grid(box, division, slots, planes, lines, resolutions)
+    grid = Grid(box, division, slots, planes, lines, resolutions, origins, extents)
     features = t.new_empty(t.shape[0], basis.shape[0])
     rows = tile_rows(t.device)
     for part in _chunks(t):
@@ -107,19 +114,27 @@ def _products(rays: Tensor, ray: Tensor, t: Tensor, grid: Grid) -> Iterator[Tens
     xyz = _normalise(rays, ray, t, grid.box)
     block: Tensor | None = None
     factor: Tensor | None = None
+    origin: Tensor | None = None
     if grid.division:
-        block, exists = _enter_blocks(xyz, grid.division)
+        if grid.origins is None:
+            block, exists = _enter_blocks(xyz, grid.division)
+        else:
+            block, exists = _find_blocks(xyz, grid.division), xyz.new_ones((), dtype=torch.bool)
+            origin = grid.origins.index_select(0, block)
         if grid.slots is not None:
             block = grid.slots.index_select(0, block)
             if bool(((block < 0) & exists).any()):
-                raise RuntimeError("a sample lies in a block that is not in memory")
+                raise AbsentBlockError(MESSAGE)
             block.clamp_(min=0)
         if not bool(exists.all()):
             factor = exists.to(t.dtype)
     axes = [grid.axes(level) for level in range(len(grid.planes))]
     neighbours = axis_neighbours(xyz, list(dict.fromkeys(key for level in axes for key in level)))
-    for (across, down, along), plane, line in zip(axes, grid.planes, grid.lines, strict=True):
-        product = read_plane(plane, block, neighbours[across], neighbours[down])
+    for level, ((across, down, along), plane, line) in enumerate(zip(axes, grid.planes, grid.lines, strict=True)):
+        x, y = neighbours[across], neighbours[down]
+        if origin is not None:
+            x, y = _in_tile(x, origin[:, level, 0], plane.shape[2]), _in_tile(y, origin[:, level, 1], plane.shape[1])
+        product = read_plane(plane, block, x, y)
         yield product.mul_(read_line(line, block, neighbours[along], factor))
 
 
@@ -148,3 +163,17 @@ def _enter_blocks(xyz: Tensor, division: Sequence[int]) -> tuple[Tensor, Tensor]
     block = index.to(torch.int32)
     blocks = division[0] * division[1]
     return block.clamp(0, blocks - 1), (block >= 0) & (block < blocks)
+
+
+def _find_blocks(xyz: Tensor, division: Sequence[int]) -> Tensor:
+    """Block [M] int32 of samples in a cut scene: the nearest one of those outside."""
+    sizes = torch.tensor([[2 / n] for n in division], dtype=xyz.dtype, device=xyz.device)  # a tensor, so that devices divide alike
+    cell = (xyz[:2] + 1).div_(sizes).floor_()
+    column, row = (cell[axis].clamp_(0, n - 1).to(torch.int32).clamp_(min=0) for axis, n in enumerate(division))
+    return column * division[1] + row
+
+
+def _in_tile(whole: Neighbours, origin: Tensor, size: int) -> Neighbours:
+    """Neighbours on an axis of the whole plane -> in the tile of `size` texels that begins at `origin` [M]; weights stay."""
+    low, high = (index.sub(origin).clamp_(0, size - 1) for index in (whole.low, whole.high))
+    return whole._replace(low=low, high=high)

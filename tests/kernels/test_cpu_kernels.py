@@ -20,9 +20,9 @@ __all__ = ["libraries"]  # benchmarks take it from here
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-OPS = ("march", "rays", "field", "compositing", "decoding", "weighing", "ops")  # the tests of the reference, tests/kernels/test_*.py
+OPS = ("march", "rays", "field", "compositing", "decoding", "weighing", "ops", "cut")  # the tests of the reference, tests/kernels/test_*.py
 SETS = {
-    "ops": [f"tests/kernels/compiled/check_{name}.py" for name in ("march", "field", "shading", "weigh")]
+    "ops": [f"tests/kernels/compiled/check_{name}.py" for name in ("march", "field", "cut", "shading", "weigh")]
     + [f"tests/kernels/test_{name}.py" for name in OPS],
     "frames": ["tests/kernels/compiled/check_frames.py", "tests/model/test_exactness.py", "tests/model/test_reference_frames.py"],
 }

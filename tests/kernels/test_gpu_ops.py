@@ -40,7 +40,7 @@ def test_opcheck_of_a_plain_op(device: str, name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.landmark_batch, name).default, tuple(moved(value, device) for value in arguments()[name]))
 
 
-@pytest.mark.parametrize("name", ["shade", "shade_features", "features", "resolve"])
+@pytest.mark.parametrize("name", ["shade", "shade_pass", "shade_features", "features", "resolve"])
 def test_opcheck_of_what_colours_a_list(device: str, name: str) -> None:
     """On a list that is just as long as its samples: what lies behind the last one is not written."""
     if name.startswith("shade") and not torch.ops.landmark_batch.shade_fits(3):
@@ -55,6 +55,7 @@ def test_opcheck_of_what_colours_a_list(device: str, name: str) -> None:
     after = tuple(tensor.to(device) for tensor in fused.pack_decoder(*decoder()))
     taken: dict[str, tuple[Any, ...]] = {
         "shade": (*lists, *case.field, *shade),
+        "shade_pass": (*lists[:3], *case.field, *shade, torch.zeros(count, 4, device=device)),
         "shade_features": (*lists, features, *after),
         "features": (case.rays, traced.list, count, *case.field, basis.to(device)),
         "resolve": (torch.rand(count, 4, device=device), traced.offset, traced.found),

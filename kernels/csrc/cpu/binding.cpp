@@ -155,17 +155,19 @@ std::tuple<Tensor, Tensor, Tensor> march(
 struct FieldCall {
     Field field{};
     std::vector<Table> tables;
-    Tensor rays, ray, t, slots;
+    Tensor rays, ray, t, slots, origins;
     Points points{};
 
     FieldCall(const Tensor& rays_in, const Tensor& ray_in, const Tensor& t_in, Doubles box, at::IntArrayRef division, const std::optional<Tensor>& slots_in,
-              at::TensorList planes, at::TensorList lines, int64_t resolutions)
+              at::TensorList planes, at::TensorList lines, int64_t resolutions, const std::optional<Tensor>& origins_in, at::IntArrayRef extents)
         : rays(rays_in.contiguous()), ray(ray_in.contiguous()), t(t_in.contiguous()) {
+        TORCH_CHECK(extents.size() == (origins_in ? 2 * planes.size() : 0), "extents has ", extents.size(), " numbers for ", planes.size(), " planes");
         for (size_t i = 0; i < planes.size(); i++) {
             const Tensor &plane = planes[i], &line = lines[i];
             TORCH_CHECK(plane.is_contiguous() && line.is_contiguous(), "table ", i, " is not contiguous");
             TORCH_CHECK(plane.size(1) * plane.size(2) < (int64_t)1 << 31, "plane ", i, " has ", plane.size(1) * plane.size(2), " texels a block: at most 2^31");
-            tables.push_back({plane.const_data_ptr(), line.const_data_ptr(), plane.size(1), plane.size(2), line.size(1), (int)plane.size(3), (int)((int64_t)i / resolutions), plane.scalar_type() == at::kHalf, line.scalar_type() == at::kHalf});
+            const int64_t height = origins_in ? extents[2 * i] : plane.size(1), width = origins_in ? extents[2 * i + 1] : plane.size(2);
+            tables.push_back({plane.const_data_ptr(), line.const_data_ptr(), plane.size(1), plane.size(2), height, width, line.size(1), (int)plane.size(3), (int)((int64_t)i / resolutions), plane.scalar_type() == at::kHalf, line.scalar_type() == at::kHalf});
         }
         field.tables = tables.data(), field.count = (int)tables.size();
         for (int a = 0; a < 3; a++) {
@@ -174,6 +176,10 @@ struct FieldCall {
         }
         if (!division.empty()) field.division[0] = (int)division[0], field.division[1] = (int)division[1];
         if (slots_in) slots = slots_in->contiguous(), field.slots = slots.const_data_ptr<int64_t>();
+        if (origins_in) {
+            origins = origins_in->contiguous(), field.origins = origins.const_data_ptr<int32_t>();
+            TORCH_CHECK(!division.empty() && origins.numel() == division[0] * division[1] * 2 * (int64_t)planes.size(), "origins: [blocks, planes, 2] int32");
+        }
         field.scratch = scratch<char>(0, chosen->field_scratch(field));
         points = {rays.const_data_ptr<float>(), ray.const_data_ptr<int32_t>(), t.const_data_ptr<float>(), t.size(0)};
     }
@@ -182,8 +188,9 @@ struct FieldCall {
 void present(bool all) { TORCH_CHECK(all, "a sample lies in a block that is not in memory"); }
 
 Tensor density(const Tensor& rays, const Tensor& ray, const Tensor& t, Doubles box, at::IntArrayRef division, const std::optional<Tensor>& slots,
-               at::TensorList planes, at::TensorList lines, int64_t resolutions, const std::optional<Tensor>& basis) {
-    FieldCall call(rays, ray, t, box, division, slots, planes, lines, resolutions);
+               at::TensorList planes, at::TensorList lines, int64_t resolutions, const std::optional<Tensor>& basis, const std::optional<Tensor>& origins,
+               at::IntArrayRef extents) {
+    FieldCall call(rays, ray, t, box, division, slots, planes, lines, resolutions, origins, extents);
     Tensor feature = at::empty({call.t.size(0)}, call.t.options());
     Tensor weights = basis ? basis->contiguous() : Tensor();
     present(chosen->density(call.field, call.points, basis ? weights.const_data_ptr<float>() : nullptr, feature.mutable_data_ptr<float>()));
@@ -191,8 +198,8 @@ Tensor density(const Tensor& rays, const Tensor& ray, const Tensor& t, Doubles b
 }
 
 Tensor appearance(const Tensor& rays, const Tensor& ray, const Tensor& t, Doubles box, at::IntArrayRef division, const std::optional<Tensor>& slots,
-                  at::TensorList planes, at::TensorList lines, int64_t resolutions, const Tensor& basis) {
-    FieldCall call(rays, ray, t, box, division, slots, planes, lines, resolutions);
+                  at::TensorList planes, at::TensorList lines, int64_t resolutions, const Tensor& basis, const std::optional<Tensor>& origins, at::IntArrayRef extents) {
+    FieldCall call(rays, ray, t, box, division, slots, planes, lines, resolutions, origins, extents);
     const Tensor matrix = basis.contiguous();
     Tensor features = at::empty({call.t.size(0), matrix.size(0)}, call.t.options());
     float* products = scratch<float>(1, appearance_floats(matrix.size(1), (int)matrix.size(0)));
@@ -201,10 +208,10 @@ Tensor appearance(const Tensor& rays, const Tensor& ray, const Tensor& t, Double
 }
 
 std::tuple<Tensor, Tensor> composite(const Tensor& feature_in, const Tensor& ray_in, const Tensor& delta_in, int64_t, std::string_view activation,
-                                     double shift, bool nonlinear, double scale, double threshold) {
+                                     double shift, bool nonlinear, double scale, double threshold, double stop) {
     const Tensor feature = feature_in.contiguous(), ray = ray_in.contiguous(), delta = delta_in.contiguous();
     Composite c{feature.const_data_ptr<float>(), ray.const_data_ptr<int32_t>(), delta.const_data_ptr<float>(), feature.size(0),
-                activation == "softplus", nonlinear, (float)shift, (float)scale, (float)threshold};
+                activation == "softplus", nonlinear, (float)shift, (float)scale, (float)threshold, (float)stop};
     Tensor weights = at::empty({feature.size(0)}, feature.options());
     int64_t* coloured = scratch<int64_t>(0, (size_t)c.count + 1);
     const int64_t found = chosen->composite(c, weights.mutable_data_ptr<float>(), coloured);
@@ -214,14 +221,14 @@ std::tuple<Tensor, Tensor> composite(const Tensor& feature_in, const Tensor& ray
 std::tuple<Tensor, Tensor> weigh(const Tensor& rays, const Tensor& ray, const Tensor& t, const Tensor& delta_in, int64_t, Doubles box, at::IntArrayRef division,
                                  const std::optional<Tensor>& slots, at::TensorList planes, at::TensorList lines, int64_t resolutions,
                                  const std::optional<Tensor>& basis, std::string_view activation, double shift, bool nonlinear, double scale,
-                                 double threshold, double stop) {
-    FieldCall call(rays, ray, t, box, division, slots, planes, lines, resolutions);
+                                 double threshold, double stop, const std::optional<Tensor>& origins, at::IntArrayRef extents) {
+    FieldCall call(rays, ray, t, box, division, slots, planes, lines, resolutions, origins, extents);
     const Tensor delta = delta_in.contiguous(), matrix = basis ? basis->contiguous() : Tensor();
     TORCH_CHECK(call.points.count < (int64_t)1 << 31, "weigh: ", call.points.count, " samples");
-    Composite c{nullptr, call.points.ray, delta.const_data_ptr<float>(), call.points.count, activation == "softplus", nonlinear, (float)shift, (float)scale, (float)threshold};
+    Composite c{nullptr, call.points.ray, delta.const_data_ptr<float>(), call.points.count, activation == "softplus", nonlinear, (float)shift, (float)scale, (float)threshold, (float)stop};
     Tensor weights = at::empty({c.count}, call.t.options());
     int64_t *coloured = scratch<int64_t>(1, (size_t)c.count + 1), found = 0;
-    present(chosen->weigh(call.field, call.points, basis ? matrix.const_data_ptr<float>() : nullptr, c, (float)stop, weights.mutable_data_ptr<float>(), coloured, &found));
+    present(chosen->weigh(call.field, call.points, basis ? matrix.const_data_ptr<float>() : nullptr, c, weights.mutable_data_ptr<float>(), coloured, &found));
     return {weights, copy_out(coloured, found, weights, at::kLong)};
 }
 

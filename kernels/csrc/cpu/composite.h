@@ -16,30 +16,33 @@ static inline void absorb(const Composite& c, F feature, F delta, float* alpha, 
     store(alpha, a), store(passed, (set(1.0f) - a) + set(1e-10f));
 }
 
+// A ray ends behind the sample after which less than `stop` passes: its later samples have the weight 0.
 static int64_t composite(const Composite& c, float* weights, int64_t* coloured) {
     int64_t chosen = 0;
     int32_t ray = -1;
     double transmittance = 1.0;  // torch's cumprod of float32 runs in float64
+    bool ended = false;
     for (int64_t start = 0; start < c.count; start += LANES) {
         const int lanes = c.count - start < LANES ? (int)(c.count - start) : LANES;
         float alpha[LANES], passed[LANES];
         absorb(c, load(c.feature + start, lanes), load(c.delta + start, lanes), alpha, passed);
         for (int i = 0; i < lanes; i++) {
             const int64_t m = start + i;
-            if (c.ray[m] != ray) ray = c.ray[m], transmittance = 1.0;
-            const float weight = alpha[i] * (float)transmittance;
+            if (c.ray[m] != ray) ray = c.ray[m], transmittance = 1.0, ended = false;
+            const float weight = ended ? 0.0f : alpha[i] * (float)transmittance;
             weights[m] = weight;
             coloured[chosen] = m;
             chosen += weight > c.threshold;
             transmittance *= passed[i];
+            ended |= transmittance < c.stop;
         }
     }
     return chosen;
 }
 
-// Density and composite in one: sixteen rays at a time, a sample of each in turn, until a ray has ended or lets less than `stop`
-// pass; its later samples get the weight 0. Otherwise every weight has the bits of the two apart. False: see density.
-static bool weigh(const Field& f, const Points& p, const float* basis, const Composite& c, float stop, float* weights, int64_t* coloured, int64_t* chosen) {
+// Density and composite in one: sixteen rays at a time, a sample of each in turn, until a ray ends as in
+// `composite`. Every weight has the bits of the two apart. False: see density.
+static bool weigh(const Field& f, const Points& p, const float* basis, const Composite& c, float* weights, int64_t* coloured, int64_t* chosen) {
     int32_t sample[LANES] = {}, end[LANES];
     double transmittance[LANES];
     float feature[LANES] = {}, alpha[LANES], passed[LANES];
@@ -62,7 +65,7 @@ static bool weigh(const Field& f, const Points& p, const float* basis, const Com
         for (int i = lanes - 1; i >= 0; i--) {
             weights[sample[i]++] = alpha[i] * (float)transmittance[i];
             transmittance[i] *= passed[i];
-            if (sample[i] < end[i] && !(transmittance[i] < stop)) continue;
+            if (sample[i] < end[i] && !(transmittance[i] < c.stop)) continue;
             for (int32_t m = sample[i]; m < end[i]; m++) weights[m] = 0.0f;
             lanes--;  // the last one takes the place
             sample[i] = sample[lanes], end[i] = end[lanes], transmittance[i] = transmittance[lanes];

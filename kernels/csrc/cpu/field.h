@@ -17,7 +17,7 @@ struct Place {  // of sixteen samples in one table
 struct Group {  // of sixteen samples
     F coordinate[3];  // in the box or the block, -1 .. 1
     F exists;         // 1, or 0 for a sample in no block
-    alignas(64) int32_t row[LANES];
+    alignas(64) int32_t block[LANES], row[LANES];
 };
 
 // The two texels around a coordinate on an axis of `size`: the lower one's index, at most size - 2, and both weights, 0 where
@@ -37,18 +37,8 @@ static inline void neighbours(F coordinate, int64_t size, I& index, F& low_weigh
     index = max(zero, min(low, seti(size > 1 ? (int32_t)size - 2 : 0)));
 }
 
-// Samples t of rays; false if one of the first `lanes` of them lies in a block that is absent.
-static inline bool locate(const Field& f, const float* rays, I ray, F t, int lanes, Group& g) {
-    const I place = ray * seti(6);
-    for (int axis = 0; axis < 3; axis++) {
-        F position = t * gather(rays + 3 + axis, place) + gather(rays + axis, place);
-        g.coordinate[axis] = (position - set(f.low[axis])) * set(f.inverse[axis]) - set(1.0f);
-    }
-    g.exists = set(1.0f);
-    store(g.row, seti(0));
-    if (!f.division[0]) return true;
-
-    const float size[2] = {(float)(2.0 / f.division[0]), (float)(2.0 / f.division[1])};
+// Blocks of a multi-block scene, whose coordinates are replaced by those in the block. Returns the samples in no block.
+static inline uint32_t enter_blocks(const Field& f, const float* size, Group& g) {
     const F rows = set((float)f.division[1]);
     F index = floor((g.coordinate[0] + set(1.0f)) / set(size[0])) * rows + floor((g.coordinate[1] + set(1.0f)) / set(size[1]));
     F column = floor(index / rows);
@@ -62,16 +52,48 @@ static inline bool locate(const Field& f, const float* rays, I ray, F t, int lan
     I block = truncate(index);
     M outside = (block < seti(0)) | (last < block);
     g.exists = select(outside, set(0.0f), set(1.0f));
-    store(g.row, max(seti(0), min(block, last)));
+    store(g.block, max(seti(0), min(block, last)));
+    return bits(outside);
+}
+
+// Blocks of a cut scene: coordinates stay those of the whole, and every sample has a block.
+static inline void find_blocks(const Field& f, const float* size, Group& g) {
+    I cell[2];
+    for (int axis = 0; axis < 2; axis++) {
+        const F inside = max(set(0.0f), floor((g.coordinate[axis] + set(1.0f)) / set(size[axis])));
+        cell[axis] = max(seti(0), truncate(min(set((float)(f.division[axis] - 1)), inside)));  // NaN: the first
+    }
+    store(g.block, cell[0] * seti(f.division[1]) + cell[1]);
+}
+
+// Samples t of rays; false if one of the first `lanes` of them lies in a block that is absent.
+static inline bool locate(const Field& f, const float* rays, I ray, F t, int lanes, Group& g) {
+    const I place = ray * seti(6);
+    for (int axis = 0; axis < 3; axis++) {
+        F position = t * gather(rays + 3 + axis, place) + gather(rays + axis, place);
+        g.coordinate[axis] = (position - set(f.low[axis])) * set(f.inverse[axis]) - set(1.0f);
+    }
+    g.exists = set(1.0f);
+    store(g.row, seti(0));
+    if (!f.division[0]) return true;
+    uint32_t missing = 0;
+    const float size[2] = {(float)(2.0 / f.division[0]), (float)(2.0 / f.division[1])};
+    if (f.origins) find_blocks(f, size, g);
+    else missing = enter_blocks(f, size, g);
+    store(g.row, load(g.block));
     if (!f.slots) return true;
     bool present = true;
-    const uint32_t missing = bits(outside);
     for (int i = 0; i < LANES; i++) {
-        int64_t slot = f.slots[g.row[i]];
+        int64_t slot = f.slots[g.block[i]];
         if (slot < 0) present &= i >= lanes || (missing >> i & 1), slot = 0;
         g.row[i] = (int32_t)slot;
     }
     return present;
+}
+
+static inline I within_tile(I index, const int32_t* origin, I entry, int64_t size) {
+    const I first = as_int(gather((const float*)origin, entry));
+    return max(seti(0), min(index - first, seti(size > 1 ? (int32_t)size - 2 : 0)));
 }
 
 static inline void find_places(const Field& f, const Group& g, Place* places) {
@@ -80,12 +102,16 @@ static inline void find_places(const Field& f, const Group& g, Place* places) {
         const int across = table.dim == 2 ? 1 : 0, down = table.dim == 0 ? 1 : 2, along = 2 - table.dim;
         I x, y, z;
         F left, right, low, high;
-        neighbours(g.coordinate[across], table.width, x, left, right);
+        neighbours(g.coordinate[across], table.whole_width, x, left, right);
         store(places[i].x0, left), store(places[i].x1, right);
-        neighbours(g.coordinate[down], table.height, y, low, high);
+        neighbours(g.coordinate[down], table.whole_height, y, low, high);
         store(places[i].y0, low), store(places[i].y1, high);
         store(places[i].corner[0], left * low), store(places[i].corner[1], right * low);
         store(places[i].corner[2], left * high), store(places[i].corner[3], right * high);
+        if (f.origins) {
+            const I entry = (load(g.block) * seti(f.count) + seti(i)) * seti(2);
+            x = within_tile(x, f.origins, entry, table.width), y = within_tile(y, f.origins + 1, entry, table.height);
+        }
         neighbours(g.coordinate[along], table.length, z, low, high);
         store(places[i].line0, low * g.exists), store(places[i].line1, high * g.exists);
         store(places[i].texel, y * seti((int32_t)table.width) + x);

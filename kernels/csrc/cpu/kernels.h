@@ -7,11 +7,12 @@
 namespace landmark {
 
 // One dimension and resolution: plane [rows, height, width, channels], line [rows, length, channels], float32 or float16.
+// In a cut scene height and width are those of one block's tile of a plane of whole_height, whole_width; else they are equal.
 // dim 0: plane over (x, y), line along z; dim 1: (x, z), y; dim 2: (y, z), x.
 struct Table {
     const void* plane;
     const void* line;
-    int64_t height, width, length;
+    int64_t height, width, whole_height, whole_width, length;
     int channels, dim;
     bool half_plane, half_line;
 };
@@ -22,6 +23,7 @@ struct Field {
     float low[3], inverse[3];  // box: corner, 2 / size
     int division[2];           // blocks along x, y; 0, 0 for a single-block scene
     const int64_t* slots;      // [blocks] row of the tables that holds a block, -1 absent; null: block b in row b
+    const int32_t* origins;    // [blocks, count, 2] column and row of the whole plane at which a block's tile begins; null: not cut
     void* scratch;             // field_scratch() bytes
 };
 
@@ -71,6 +73,7 @@ struct Composite {
     int64_t count;
     bool softplus, nonlinear;
     float shift, scale, threshold;
+    float stop;  // a ray ends where less light passes
 };
 
 struct Decoder {
@@ -95,7 +98,7 @@ struct Kernels {
     bool (*density)(const Field&, const Points&, const float* basis, float* feature);  // false: a sample in an absent block
     bool (*appearance)(const Field&, const Points&, const float* basis, int outputs, float* products, float* features);
     int64_t (*composite)(const Composite&, float* weights, int64_t* coloured);  // how many are coloured
-    bool (*weigh)(const Field&, const Points&, const float* basis, const Composite&, float stop, float* weights, int64_t* coloured, int64_t* found);
+    bool (*weigh)(const Field&, const Points&, const float* basis, const Composite&, float* weights, int64_t* coloured, int64_t* found);
     size_t (*decode_scratch)(const Decoder&);
     void (*decode)(const Decoder&, float* rgb);
 };

@@ -8,10 +8,11 @@
 
 // One dimension and resolution: plane [slots, h, w, C], line [slots, n, C], C = 8 * octets, channels last.
 // dim 0: plane over (x, y), line along z; dim 1: (x, z), y; dim 2: (y, z), x.
+// In a cut scene h, w are those of one block's tile of a plane of whole_h, whole_w; else they are equal.
 struct LmTable {
     const void* plane;
     const void* line;
-    int h, w, n, dim;
+    int h, w, n, dim, whole_h, whole_w;
 };
 
 struct LmField {
@@ -20,6 +21,7 @@ struct LmField {
     float low[3], inverse[3];  // box: corner, 2 / size
     int division[2];           // blocks along x, y; 0, 0 for a single-block scene
     const int64_t* slots;      // [blocks] row of the tables that holds a block, -1 absent; null: block b in row b
+    const int2* origins;       // [blocks, tables] column, row of the whole plane at which a block's tile begins; null: not a cut scene
 };
 
 // Samples t = base[k] + extent[ray] * slope[k] of rays [count, 6], those inside crop and occupied.
@@ -103,6 +105,7 @@ struct LmShade {
     const void* matrices;   // packed fp16, see shade.cu
     const float* biases;    // [264]
     float4* colour;         // [list_capacity] weight * rgb
+    int pass;               // leave the colours of samples in absent blocks as they are
 };
 
 struct LmFeatures {

@@ -7,7 +7,7 @@
 namespace landmark {
 
 struct Place {
-    float x, y, z;  // in the sample's block, -1..1
+    float x, y, z;  // in the sample's block, -1..1; in a cut scene, in the whole
     int slot;       // row of the tables; -1 outside, -2 absent
 };
 
@@ -18,13 +18,30 @@ __device__ __forceinline__ void enter(float& v, float cell, float size) {
     v = __fsub_rn(__fdiv_rn(__fmul_rn(__fsub_rn(v, low), 2.f), __fsub_rn(high, low)), 1.f);
 }
 
+// Block of a sample in a cut scene: the nearest one of those outside.
+__device__ __forceinline__ int cut_block(const LmField& f, float x, float y) {
+    const float nx = (float)f.division[0], ny = (float)f.division[1];
+    const int column = (int)fminf(fmaxf(floorf(__fdiv_rn(x + 1.f, 2.f / nx)), 0.f), nx - 1.f);
+    const int row = (int)fminf(fmaxf(floorf(__fdiv_rn(y + 1.f, 2.f / ny)), 0.f), ny - 1.f);
+    return column * f.division[1] + row;
+}
+
+__device__ __forceinline__ int slot_of(const LmField& f, int block) {
+    if (f.slots == nullptr) return block;
+    const long long slot = __ldg(reinterpret_cast<const long long*>(f.slots) + block);
+    return slot < 0 ? -2 : (int)slot;
+}
+
+// CUT, here and below: whether the scene is cut.
+template <bool CUT>
 __device__ __forceinline__ Place locate(const LmField& f, float px, float py, float pz) {
     Place p;
     p.x = __fsub_rn(__fmul_rn(__fsub_rn(px, f.low[0]), f.inverse[0]), 1.f);
     p.y = __fsub_rn(__fmul_rn(__fsub_rn(py, f.low[1]), f.inverse[1]), 1.f);
     p.z = __fsub_rn(__fmul_rn(__fsub_rn(pz, f.low[2]), f.inverse[2]), 1.f);
     p.slot = 0;
-    if (f.division[0] > 0) {
+    if constexpr (CUT) p.slot = slot_of(f, cut_block(f, p.x, p.y));
+    else if (f.division[0] > 0) {
         const float nx = (float)f.division[0], ny = (float)f.division[1];
         const float width = 2.f / nx, height = 2.f / ny;
         // as LandMark: the local frame is derived back from the index, so that the far y face falls into the next column
@@ -32,11 +49,7 @@ __device__ __forceinline__ Place locate(const LmField& f, float px, float py, fl
         const float column = floorf(index / ny), row = index - column * ny;
         enter(p.x, column, width);
         enter(p.y, row, height);
-        if (!(index >= 0.f && index < nx * ny)) p.slot = -1;
-        else if (f.slots != nullptr) {
-            const long long s = __ldg(reinterpret_cast<const long long*>(f.slots) + (int)index);
-            p.slot = s < 0 ? -2 : (int)s;
-        } else p.slot = (int)index;
+        p.slot = index >= 0.f && index < nx * ny ? slot_of(f, (int)index) : -1;
     }
     return p;
 }
@@ -57,14 +70,21 @@ __device__ __forceinline__ Neighbours neighbours(float v, int size) {
     return n;
 }
 
-// Texels of one table: indices of the first of four (plane) and of two (line), and their weights.
+// Texels of table i: indices of the first of four (plane) and of two (line), and their weights.
 struct Taps {
     long long plane, line;
     float w00, w01, w10, w11, l0, l1;
 };
-__device__ __forceinline__ Taps taps(const LmTable& t, const Place& p) {
+template <bool CUT>
+__device__ __forceinline__ Taps taps(const LmField& f, int i, const Place& p) {
+    const LmTable& t = f.table[i];
     const float across = t.dim == 2 ? p.y : p.x, down = t.dim == 0 ? p.y : p.z, along = t.dim == 0 ? p.z : t.dim == 1 ? p.y : p.x;
-    const Neighbours x = neighbours(across, t.w), y = neighbours(down, t.h), z = neighbours(along, t.n);
+    Neighbours x = neighbours(across, CUT ? t.whole_w : t.w), y = neighbours(down, CUT ? t.whole_h : t.h);
+    const Neighbours z = neighbours(along, t.n);
+    if constexpr (CUT) {  // within the tile, whatever the origins say
+        const int2 origin = __ldg(f.origins + cut_block(f, p.x, p.y) * f.tables + i);
+        x.index = max(min(x.index - origin.x, t.w - 2), 0), y.index = max(min(y.index - origin.y, t.h - 2), 0);
+    }
     Taps r;
     const int slot = max(p.slot, 0);
     r.plane = ((long long)slot * t.h + y.index) * t.w + x.index;
@@ -82,11 +102,12 @@ struct Lookup {
     int plane, line;
     uint32_t upper, lower, along;
 };
-__device__ __forceinline__ Lookup lookup(const LmTable& t, const Place& p) {
-    const Taps r = taps(t, p);
-    const float present = p.slot >= 0 ? 1.f : 0.f;
+template <bool CUT>
+__device__ __forceinline__ Lookup lookup(const LmField& f, int i, const Place& p) {
+    const Taps r = taps<CUT>(f, i, p);
+    const bool present = p.slot >= 0;
     return {(int)r.plane, (int)r.line, as_bits(__floats2half2_rn(r.w00, r.w01)), as_bits(__floats2half2_rn(r.w10, r.w11)),
-            as_bits(__floats2half2_rn(present * r.l0, present * r.l1))};
+            as_bits(__floats2half2_rn(present ? r.l0 : 0.f, present ? r.l1 : 0.f))};
 }
 
 // Eight channels of the four texels of a plane and of the two of a line.

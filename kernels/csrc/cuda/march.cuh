@@ -131,8 +131,9 @@ __device__ __forceinline__ float next_distance(const LmMarch& m, const Walk& w) 
 }
 
 // Sums of the density products of the `waiting` samples in a warp's queue, by pairs of lanes, so that no lane idles for another's
-// ray. The whole warp calls it; the caller synchronises before reading `feature`.
-template <typename T, int TABLES, int OCTETS>
+// ray. The whole warp calls it; the caller synchronises before reading `feature`. Products and sums are rounded one by one, so that
+// no kernel that this is compiled into contracts them in its own way.
+template <typename T, int TABLES, int OCTETS, bool CUT>
 __device__ __forceinline__ void density_sums(const LmField& f, const float* basis, const Place* queue, int waiting, float* feature) {
     const int tables = TABLES ? TABLES : f.tables, octets = OCTETS ? OCTETS : f.octets, lane = threadIdx.x & 31;
     for (int start = 0; start < waiting; start += 16) {
@@ -144,7 +145,7 @@ __device__ __forceinline__ void density_sums(const LmField& f, const float* basi
 #pragma unroll
                 for (int i = 0; i < tables; i++) {
                     const LmTable& table = f.table[i];
-                    const Taps p = taps(table, place);
+                    const Taps p = taps<CUT>(f, i, place);
 #pragma unroll
                     for (int octet = lane & 1; octet < octets; octet += 2) {
                         float v[8];
@@ -152,9 +153,10 @@ __device__ __forceinline__ void density_sums(const LmField& f, const float* basi
                         if (basis != nullptr) {
                             const float* b = basis + (i * octets + octet) * 8;
 #pragma unroll
-                            for (int c = 0; c < 8; c++) v[c] *= __ldg(b + c);
+                            for (int c = 0; c < 8; c++) v[c] = __fmul_rn(v[c], __ldg(b + c));
                         }
-                        sum += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+                        const float left = __fadd_rn(__fadd_rn(v[0], v[1]), __fadd_rn(v[2], v[3])), right = __fadd_rn(__fadd_rn(v[4], v[5]), __fadd_rn(v[6], v[7]));
+                        sum = __fadd_rn(sum, __fadd_rn(left, right));
                     }
                 }
             }
@@ -169,7 +171,7 @@ struct Absorption {
     float shift, scale;
 };
 
-// Sums of a ray, sample by sample. Returns the sample's weight.
+// Sums of a ray, sample by sample, each product and sum rounded. Returns the sample's weight.
 struct Light {
     float transmittance, alpha, depth;
 };
@@ -180,11 +182,11 @@ __device__ __forceinline__ float absorb(const Absorption& a, Light& light, float
         sigma += a.shift;
         sigma = sigma > 20.f ? sigma : log1pf(expf(sigma));
     }
-    const float opacity = 1.f - expf(-sigma * __fmul_rn(delta, a.scale));
-    const float weight = opacity * light.transmittance;
-    light.transmittance *= (1.f - opacity) + 1e-10f;
-    light.alpha += weight;
-    light.depth += weight * t;
+    const float opacity = __fsub_rn(1.f, expf(__fmul_rn(-sigma, __fmul_rn(delta, a.scale))));
+    const float weight = __fmul_rn(opacity, light.transmittance);
+    light.transmittance = __fmul_rn(light.transmittance, __fadd_rn(__fsub_rn(1.f, opacity), 1e-10f));
+    light.alpha = __fadd_rn(light.alpha, weight);
+    light.depth = __fmaf_rn(weight, t, light.depth);
     return weight;
 }
 

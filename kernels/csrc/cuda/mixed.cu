@@ -1,5 +1,6 @@
 // The mixed mode: ranks that hold shares of the channels. march_density lists the surviving samples of all rays with this rank's
-// share of their density; weigh_list composites the summed densities and lists the coloured samples.
+// share of their density; weigh_list composites the summed densities and lists the coloured samples. A frame whose blocks are not
+// all in memory goes the same way, pass by pass: where every block was present once, the sums have the bits of trace.
 #include "march.cuh"
 
 namespace landmark {
@@ -16,8 +17,8 @@ __global__ void __launch_bounds__(256) count_samples(const LmSamples a) {
 }
 
 // One thread a ray, as trace. Every sample goes to the place that the count gave it.
-template <typename T, int TABLES, int OCTETS>
-__global__ void __launch_bounds__(WARPS * 32, sizeof(T) == 2 ? 6 : 5) list_samples(const LmSamples a) {
+template <typename T, int TABLES, int OCTETS, bool CUT>
+__global__ void __launch_bounds__(WARPS * 32, (sizeof(T) == 2 ? 6 : 5) - CUT) list_samples(const LmSamples a) {
     __shared__ Place places[WARPS][32];
     __shared__ float features[WARPS][32];
     const LmMarch& m = a.march;
@@ -34,12 +35,12 @@ __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == 2 ? 6 : 5) list_sampl
         if (active == 0u) break;
         const int rank = __popc(active & ((1u << lane) - 1u)), waiting = __popc(active);
         if (found) {
-            const Place place = locate(a.field, w.px, w.py, w.pz);
+            const Place place = locate<CUT>(a.field, w.px, w.py, w.pz);
             if (place.slot == -2) absent++;
             queue[rank] = place;
         }
         __syncwarp();
-        density_sums<T, TABLES, OCTETS>(a.field, a.basis, queue, waiting, feature);
+        density_sums<T, TABLES, OCTETS, CUT>(a.field, a.basis, queue, waiting, feature);
         __syncwarp();
         if (found) {
             if (place_in_list < a.capacity) {
@@ -84,7 +85,9 @@ __global__ void __launch_bounds__(256) weigh(const LmWeigh a) {
 
 template <typename T, int TABLES, int OCTETS>
 void launch_list(const LmSamples& a, cudaStream_t stream) {
-    list_samples<T, TABLES, OCTETS><<<(a.march.count + WARPS * 32 - 1) / (WARPS * 32), WARPS * 32, 0, stream>>>(a);
+    const int blocks = (a.march.count + WARPS * 32 - 1) / (WARPS * 32);
+    if (a.field.origins != nullptr) list_samples<T, TABLES, OCTETS, true><<<blocks, WARPS * 32, 0, stream>>>(a);
+    else list_samples<T, TABLES, OCTETS, false><<<blocks, WARPS * 32, 0, stream>>>(a);
 }
 
 }  // namespace landmark
@@ -102,6 +105,7 @@ extern "C" int lm_march_density(const LmSamples* a, cudaStream_t stream) {
     if (f.half_precision && f.tables == 3 && f.octets == 2) launch_list<half, 3, 2>(*a, stream);
     else if (f.half_precision && f.tables == 3 && f.octets == 1) launch_list<half, 3, 1>(*a, stream);
     else if (f.half_precision) launch_list<half, 0, 0>(*a, stream);
+    else if (f.tables == 3 && f.octets == 2) launch_list<float, 3, 2>(*a, stream);
     else if (f.tables == 3 && f.octets == 1) launch_list<float, 3, 1>(*a, stream);
     else launch_list<float, 0, 0>(*a, stream);
     return cudaGetLastError();

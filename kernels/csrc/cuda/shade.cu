@@ -96,7 +96,7 @@ __device__ __forceinline__ void gather_chains(const LmField& f, const Lookup* lo
 
 // Each warp carries 16 samples; four warps share a product of 64 rows. TABLES = 0: the features were summed before (the mixed mode).
 // GROUPS of four warps in a block and CHAINS, which takes the samples in the turn that the list names, change its pace, not its bits.
-template <int TABLES, int GROUPS, bool CHAINS>
+template <int TABLES, int GROUPS, bool CHAINS, bool CUT>
 __global__ void __launch_bounds__(GROUPS * 128, 1) shade(const LmShade a) {
     using L = Layout<TABLES, GROUPS>;
     extern __shared__ __align__(128) char shared[];
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(GROUPS * 128, 1) shade(const LmShade a) {
 
     for (; tile * 64 < total; tile += step) {
         const int64_t base = tile * 64 + (warp & 3) * 16;
-        const int index = CHAINS ? turn : (int)entry(tile);
+        int index = CHAINS ? turn : (int)entry(tile);
         const int4 sample = a.list[index];
         if (CHAINS) turn = a.list[entry(tile + step)].w;
         const float2* ray = reinterpret_cast<const float2*>(a.rays + (size_t)sample.x * 6);
@@ -130,10 +130,11 @@ __global__ void __launch_bounds__(GROUPS * 128, 1) shade(const LmShade a) {
         float feature[4][4] = {};
         if constexpr (TABLES > 0) {
             const float t = __int_as_float(sample.y);
-            const Place place = locate(a.field, sample_axis(r0.x, d[0], t), sample_axis(r0.y, d[1], t), sample_axis(r1.x, d[2], t));
+            const Place place = locate<CUT>(a.field, sample_axis(r0.x, d[0], t), sample_axis(r0.y, d[1], t), sample_axis(r1.x, d[2], t));
 #pragma unroll
             for (int i = 0; i < TABLES; i++)  // the two half warps share the tables
-                if ((lane >> 4) == (i & 1)) lookups[i * 16 + (lane & 15)] = lookup(a.field.table[i], place);
+                if ((lane >> 4) == (i & 1)) lookups[i * 16 + (lane & 15)] = lookup<CUT>(a.field, i, place);
+            if (a.pass && place.slot == -2) index = -1;  // its colour is another pass's
             __syncwarp();
             if constexpr (CHAINS) gather_chains<TABLES>(a.field, lookups, rows, lane);
             else gather<TABLES>(a.field, lookups, rows, lane);
@@ -206,30 +207,40 @@ __global__ void __launch_bounds__(GROUPS * 128, 1) shade(const LmShade a) {
             const int row = half_tile * 8 + group;
             const float weight = __int_as_float(__shfl_sync(EVERY, sample.z, row));
             const int own = __shfl_sync(EVERY, index, row);
-            if (quarter == 0 && base + row < total)
+            if (quarter == 0 && base + row < total && own >= 0)
                 a.colour[own] = make_float4(weight / (1.f + __expf(-red)), weight / (1.f + __expf(-green)), weight / (1.f + __expf(-blue)), 0.f);
         }
     }
 }
 
-template <int TABLES, int GROUPS, bool CHAINS>
+template <int TABLES, int GROUPS, bool CHAINS, bool CUT>
 int launch(const LmShade& a, int multiprocessors, cudaStream_t stream) {
     constexpr int bytes = Layout<TABLES, GROUPS>::bytes;
-    const cudaError_t error = cudaFuncSetAttribute(shade<TABLES, GROUPS, CHAINS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    const cudaError_t error = cudaFuncSetAttribute(shade<TABLES, GROUPS, CHAINS, CUT>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    shade<TABLES, GROUPS, CHAINS><<<multiprocessors, GROUPS * 128, bytes, stream>>>(a);
+    shade<TABLES, GROUPS, CHAINS, CUT><<<multiprocessors, GROUPS * 128, bytes, stream>>>(a);
     return cudaGetLastError();
 }
 
-template <int TABLES>
+template <int TABLES, bool CUT>
 int launch(const LmShade& a, int shape, int multiprocessors, cudaStream_t stream) {
     int device, room;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     if (error != cudaSuccess) return error;
-    if (shape == 2 && Layout<TABLES, 4>::bytes <= room) return launch<TABLES, 4, true>(a, multiprocessors, stream);
-    if (shape == 1 || shape == 2) return launch<TABLES, 3, true>(a, multiprocessors, stream);
-    return launch<TABLES, 3, false>(a, multiprocessors, stream);
+    if (shape == 2 && Layout<TABLES, 4>::bytes <= room) return launch<TABLES, 4, true, CUT>(a, multiprocessors, stream);
+    if (shape == 1 || shape == 2) return launch<TABLES, 3, true, CUT>(a, multiprocessors, stream);
+    return launch<TABLES, 3, false, CUT>(a, multiprocessors, stream);
+}
+
+template <bool CUT>
+int launch(const LmShade& a, int shape, int multiprocessors, cudaStream_t stream) {
+    switch (a.field.tables) {
+        case 1: return launch<1, CUT>(a, shape, multiprocessors, stream);
+        case 2: return launch<2, CUT>(a, shape, multiprocessors, stream);
+        case 3: return launch<3, CUT>(a, shape, multiprocessors, stream);
+        default: return cudaErrorInvalidValue;
+    }
 }
 
 }  // namespace landmark
@@ -243,11 +254,6 @@ extern "C" int lm_shade_bytes(int tables) {  // shared memory of a block
 
 extern "C" int lm_shade(const LmShade* a, int shape, int multiprocessors, cudaStream_t stream) {
     using namespace landmark;
-    if (a->field.tables == 0) return launch<0, 3, false>(*a, multiprocessors, stream);
-    switch (a->field.tables) {
-        case 1: return launch<1>(*a, shape, multiprocessors, stream);
-        case 2: return launch<2>(*a, shape, multiprocessors, stream);
-        case 3: return launch<3>(*a, shape, multiprocessors, stream);
-        default: return cudaErrorInvalidValue;
-    }
+    if (a->field.tables == 0) return launch<0, 3, false, false>(*a, multiprocessors, stream);
+    return a->field.origins != nullptr ? launch<true>(*a, shape, multiprocessors, stream) : launch<false>(*a, shape, multiprocessors, stream);
 }

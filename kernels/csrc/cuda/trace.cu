@@ -5,8 +5,8 @@
 namespace landmark {
 
 // One thread a ray. TABLES, OCTETS: of the field, where they are known when compiling; 0: read at run time.
-// WARPS of a block and BLOCKS a multiprocessor change its pace, not its bits.
-template <typename T, int TABLES, int OCTETS, int WARPS, int BLOCKS>
+// CUT: the scene is cut. WARPS of a block and BLOCKS a multiprocessor change its pace, not its bits.
+template <typename T, int TABLES, int OCTETS, int WARPS, int BLOCKS, bool CUT>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS) trace(const LmTrace a) {
     __shared__ Place places[WARPS][32];
     __shared__ float features[WARPS][32];
@@ -25,12 +25,12 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) trace(const LmTrace a) {
         if (active == 0u) break;
         const int rank = __popc(active & ((1u << lane) - 1u)), waiting = __popc(active);
         if (found) {
-            const Place place = locate(a.field, w.px, w.py, w.pz);
+            const Place place = locate<CUT>(a.field, w.px, w.py, w.pz);
             if (place.slot == -2) absent++;
             queue[rank] = place;
         }
         __syncwarp();
-        density_sums<T, TABLES, OCTETS>(a.field, a.basis, queue, waiting, feature);
+        density_sums<T, TABLES, OCTETS, CUT>(a.field, a.basis, queue, waiting, feature);
         __syncwarp();
         if (found) {
             survived++;
@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) trace(const LmTrace a) {
     }
 }
 
-template <typename T, int TABLES, int OCTETS, int WARPS, int BLOCKS>
+template <typename T, int TABLES, int OCTETS, int WARPS, int BLOCKS, bool CUT = false>
 void launch(const LmTrace& a, cudaStream_t stream) {
-    trace<T, TABLES, OCTETS, WARPS, BLOCKS><<<(a.march.count + WARPS * 32 - 1) / (WARPS * 32), WARPS * 32, 0, stream>>>(a);
+    trace<T, TABLES, OCTETS, WARPS, BLOCKS, CUT><<<(a.march.count + WARPS * 32 - 1) / (WARPS * 32), WARPS * 32, 0, stream>>>(a);
 }
 
 }  // namespace landmark
@@ -69,7 +69,12 @@ extern "C" int lm_trace(const LmTrace* a, int shape, cudaStream_t stream) {
     if (a->march.count == 0) return 0;
     const LmField& f = a->field;
     const bool usual = f.tables == 3 && f.octets == 2;
-    if (f.half_precision && usual) {
+    if (f.origins != nullptr) {  // one shape each, whatever was asked for
+        if (f.half_precision && usual) launch<half, 3, 2, 4, 5, true>(*a, stream);
+        else if (f.half_precision) launch<half, 0, 0, 4, 5, true>(*a, stream);
+        else if (usual) launch<float, 3, 2, 4, 4, true>(*a, stream);
+        else launch<float, 0, 0, 4, 4, true>(*a, stream);
+    } else if (f.half_precision && usual) {
         switch (shape) {
             case 1: launch<half, 3, 2, 4, 5>(*a, stream); break;
             case 2: launch<half, 3, 2, 4, 8>(*a, stream); break;

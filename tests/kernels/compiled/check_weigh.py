@@ -35,8 +35,20 @@ def test_the_bits_of_the_two_apart(count: int, channels: int, rays_with_samples:
                 assert bool(same.all())
             assert float(want[~same].max() if bool((~same).any()) else 0.0) <= stop
             assert torch.equal(coloured, (got > 1e-3).nonzero().view(-1))
+            stopped = kernels.composite(feature, ray, delta, 100, **ARGUMENTS, stop=stop)  # type: ignore[arg-type]
+            assert torch.equal(stopped[0], got) and torch.equal(stopped[1], coloured)
             if stop <= STOP:
                 assert torch.equal(coloured, want_coloured)
+
+
+def test_a_ray_ends_behind_the_sample_that_takes_the_light() -> None:
+    feature, delta = torch.tensor([1.0, 9.0, 1.0, 1.0, float("nan"), 1.0]), torch.full((6,), 0.1)
+    ray = torch.tensor([0, 0, 0, 1, 2, 2], dtype=torch.int32)
+    values = {**ARGUMENTS, "activation": "relu", "shift": 0.0, "scale": 10.0}
+    every, _ = kernels.composite(feature, ray, delta, 3, **values)  # type: ignore[arg-type]
+    got, coloured = kernels.composite(feature, ray, delta, 3, **values, stop=1e-3)  # type: ignore[arg-type]
+    assert got[:4].tolist() == [*every[:2].tolist(), 0.0, float(every[3])] and bool(got[4:].isnan().all())
+    assert float(every[2]) > 0 and coloured.tolist() == [0, 1, 3]
 
 
 def test_a_stopped_ray_leaves_absent_blocks_alone() -> None:
