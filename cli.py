@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "What this machine has, and what `render` would use.",
     "demo": "Make a procedural city, a flight over it and a job file.",
     "info": "What a checkpoint holds, and what it lacks to be rendered.",
+    "convert": "Make a block store of a checkpoint.",
     "new": "Write a commented job file for a checkpoint.",
     "cameras": "Make a flight: interpolate, orbit, survey.",
     "plan": "What a job will take: frames, chunks, bytes, memory.",

@@ -33,6 +33,7 @@ from landmark_batch.job_sections import (
     Section,
     Vector,
     VideoSection,
+    is_url,
     parse_memory,
 )
 
@@ -193,6 +194,8 @@ def _resolve_paths(values: dict[str, Any], base: Path) -> None:
         if isinstance(table, dict) and isinstance(table.get(key), str | Path):
             if not str(table[key]).strip():
                 raise ConfigError(f"{section}.{key} is empty", remedy="name a path, or leave the key out for its default")
+            if key == "checkpoint" and is_url(str(table[key]).strip()):
+                continue
             table[key] = (base / Path(table[key]).expanduser()).resolve()
 
 

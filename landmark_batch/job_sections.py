@@ -15,6 +15,7 @@ Dtype = Literal["uint8", "uint16", "float16", "float32"]
 FloatDtype = Literal["float16", "float32"]
 
 _MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)([bB]?)\s*$")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _SWITCHES = ("rgb", "depth", "alpha")  # the only keys that take true and false
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -34,6 +35,11 @@ def parse_memory(text: str) -> int:
     return size
 
 
+def is_url(location: object) -> bool:
+    """Whether this is a text like https://host/scene.zarr or s3://bucket/scene.zarr; a Path never is."""
+    return isinstance(location, str) and _URL.match(location) is not None
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys and infinities are errors, true and false are no numbers."""
 
@@ -48,19 +54,24 @@ class Section(BaseModel):
 
 
 class SceneSection(Section):
-    """checkpoint: a .th file, or a directory of -sub{b}.th files. plane_division: blocks along x, y.
+    """checkpoint: a .th file, a directory of -sub{b}.th files, or a block store's folder or URL. plane_division: blocks along x, y.
 
     appearance: row of embedding_app or a look's name. aabb: crop box, scene units. edit: LandMark's edit mode.
     edit_block: the block it exchanges; default the only one that has such a file. metres_per_unit: converts depth on export.
     """
 
-    checkpoint: Path | None = None
+    checkpoint: Path | str | None = None  # a str is a URL
     plane_division: tuple[int, int] | None = None
     appearance: int | str | None = None
     aabb: tuple[Vector, Vector] | None = None
     edit: Literal["reset", "new", "remove"] | None = None
     edit_block: int | None = Field(default=None, ge=0)
     metres_per_unit: float | None = Field(default=None, gt=0)
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _location(cls, value: Any) -> Any:
+        return Path(value) if isinstance(value, str) and not is_url(value.strip()) else value
 
     @field_validator("plane_division", mode="before")
     @classmethod

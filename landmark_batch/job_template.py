@@ -16,7 +16,7 @@ _HEAD = (
 # section -> (key, what a commented line shows as TOML, unit and meaning)
 _KEYS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "scene": (
-        ("checkpoint", '"scene.th"', "LandMark .th file, or a directory of -sub{b}.th files"),
+        ("checkpoint", '"scene.th"', "LandMark .th file, a directory of -sub{b}.th files, a block store's folder or URL"),
         ("plane_division", "[2, 2]", "example; blocks along x and y; default: what the checkpoint says"),
         ("appearance", "0", "row of the appearance embedding, or LandMark's looks: default (2930), sunset, sunshine, cloudy, fog"),
         ("aabb", "[[-1.0, -1.0, -0.1], [1.0, 1.0, 0.5]]", "example; crop box, scene units; default: the whole scene"),
@@ -57,10 +57,10 @@ _KEYS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("priority", "0", "of this job on a scheduler that others use too; higher goes first"),
     ),
     "fetching": (
-        ("mode", '"auto"', '"resident" = all blocks in GPU memory, "dynamic" = the blocks a chunk needs'),
-        ("gpu_blocks", "9", "example; block slots in GPU memory (LandMark's neighbour_size)"),
-        ("gpu_memory", '"8GiB"', "example; for block slots, in place of gpu_blocks"),
-        ("host_memory", '"32GiB"', "example; for blocks waiting to be fetched"),
+        ("mode", '"auto"', '"resident" = hold a block store whole, "dynamic" = blocks that frames need, "auto" = whole where it fits'),
+        ("gpu_blocks", "9", "example; blocks in GPU memory at once (LandMark's neighbour_size)"),
+        ("gpu_memory", '"8GiB"', "example; for blocks and the rays in hand, in place of gpu_blocks"),
+        ("host_memory", '"32GiB"', "example; of a worker, for blocks on their way; default: half of its share of the host's"),
     ),
     "output": (
         ("store", '"{name}.zarr"', "the Zarr store that is rendered into"),
@@ -139,6 +139,7 @@ def toml_value(value: Any) -> str:
 
 
 def scene_name(checkpoint: Path) -> str:
-    """Name of a job for a checkpoint: bp0-merged-stack.th and bp0-sub0.th -> bp0, a directory its own name."""
+    """Name of a job for a scene: bp0-merged-stack.th, bp0-sub0.th -> bp0; a directory its own name; block store x.zarr -> x-frames."""
     name = re.sub(r"-(merged-stack|sub\d+)$", "", checkpoint.name.removesuffix(".th"))
+    name = re.sub(r"\.zarr$", "-frames", name)  # the frames' own store must not be the scene's
     return re.sub(r"[/\\\x00-\x1f]", "_", name).lstrip(". ") or "flight"

@@ -1,4 +1,4 @@
-"""demo: a procedural city in LandMark's format, a flight over it, a job file; with --render its frames, images and film too."""
+"""demo: a procedural city as a checkpoint or a block store, a flight over it, a job file; with --render its frames, images and film too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from landmark_batch.commands.job_source import JobRequest, going_on
 from landmark_batch.commands.progress import shared
 from landmark_batch.errors import ConfigError
 
-_FILES = ("city-merged-stack.th", "transforms.json", "city.toml")
+_SCENES = ("city-merged-stack.th", "city-scene.zarr/zarr.json")
+_FILES = ("transforms.json", "city.toml")
 
 
 @click.command("demo")
@@ -24,6 +25,9 @@ _FILES = ("city-merged-stack.th", "transforms.json", "city.toml")
 @click.option("--width", type=int, help="Pixels; default 384.")
 @click.option("--height", type=int, help="Pixels; default 216.")
 @click.option("--fine", type=int, help="Nodes along a block in the finest plane; default 256 (small), 2048 (city).")
+@click.option("--format", "form", type=click.Choice(["checkpoint", "store"]), help="A .th of LandMark's (default), or a block store.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="Of a store's planes and lines; default fp32.")
+@click.option("--jobs", type=int, help="Processes that make blocks of a store; default one a core.")
 @click.option("--force", is_flag=True, help="Make the city anew over the one in DIRECTORY.")
 @click.option("--render", "render_it", is_flag=True, help="Render the flight, its images and its film; goes on where it stopped.")
 @click.pass_context
@@ -37,17 +41,21 @@ def command(
     width: int | None,
     height: int | None,
     fine: int | None,
+    form: str | None,
+    precision: str | None,
+    jobs: int | None,
     force: bool,
     render_it: bool,
 ) -> None:
     """Make a procedural city, a flight over it and a job file in DIRECTORY. A city that is there already is kept."""
-    chosen = {"seed": seed, "frames": frames, "width": width, "height": height, "fine": fine, "size": size}
+    chosen: dict[str, object] = {"seed": seed, "frames": frames, "width": width, "height": height, "fine": fine, "size": size}
+    chosen |= {"form": form, "precision": precision, "jobs": jobs}
     options: dict[str, object] = {name: value for name, value in chosen.items() if value is not None}
     if blocks is not None:
         options["blocks"] = parse_division(blocks, "--blocks")
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory} is a file", remedy="name a directory")
-    there = all((directory / name).is_file() for name in _FILES)
+    there = all((directory / name).is_file() for name in _FILES) and any((directory / name).is_file() for name in _SCENES)
     made: list[Path] = []
     if there and not force:
         if options:

@@ -1,9 +1,8 @@
-"""info: what a checkpoint holds, what it costs, what it lacks to be rendered."""
+"""info: what a checkpoint or a block store holds, what it costs, what it lacks to be rendered."""
 
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -26,11 +25,11 @@ def parse_division(text: str | None, flag: str = "--plane-division") -> tuple[in
 
 
 @click.command("info")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @click.option("--plane-division", help="Blocks along x and y, as 2x3; default the checkpoint's own.")
 @json_option
-def command(checkpoint: Path, plane_division: str | None, as_json: bool) -> None:
-    """What CHECKPOINT holds: a LandMark .th file, or a directory of -sub{b}.th files. Nothing in it is executed."""
+def command(checkpoint: str, plane_division: str | None, as_json: bool) -> None:
+    """What CHECKPOINT holds: a .th file, a directory of -sub{b}.th files, a block store's folder or URL. Nothing is executed."""
     from landmark_batch.scene.info import describe_scene
 
     info = describe_scene(checkpoint, parse_division(plane_division))
@@ -71,6 +70,10 @@ def _rows(info: SceneInfo) -> list[list[str]]:
         ["decoder", f"width {info.feature_width}, view_pe {info.view_pe}, fea_pe {info.fea_pe}, bias {'yes' if info.bias else 'no'}"],
         ["appearances", f"{info.embedding_rows or 'none'}"],
     ]
+    if info.store is not None:
+        stored = " x ".join(map(str, info.store.division)) + (" cut out of one grid" if info.store.cut else "")
+        sizes = ", ".join(f"{h} x {w}" for h, w in info.store.planes)
+        rows.append(["stored", f"{stored} blocks of {human_bytes(info.store.block_bytes)} in {info.store.precision}; planes {sizes}"])
     if info.edits:
         shown = "; ".join(f"{edit} of block {', '.join(map(str, blocks))}" for edit, blocks in info.edits.items())
         rows.append(["edits", f"{shown}"])

@@ -150,7 +150,11 @@ def checkpoint_values(checkpoint: Path, plane_division: tuple[int, int] | None =
 
 
 def _is_checkpoint(source: Path) -> bool:
-    return source.suffix in _CHECKPOINTS or (source.is_dir() and source.suffix != ".zarr")
+    if source.suffix in _CHECKPOINTS or (source.is_dir() and source.suffix != ".zarr"):
+        return True
+    from landmark_batch.scene.store_layout import is_store_folder
+
+    return is_store_folder(source)
 
 
 def _overrides(flags: Mapping[str, Any]) -> list[str]:

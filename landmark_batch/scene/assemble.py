@@ -169,18 +169,16 @@ def read_weights(
         density=slice(*density[:2]),
         appearance=slice(*appearance[:2]),
     )
-    decoder = _decoder(first)
+    decoder = read_decoder(first)
     if files.kind == "subs":
         for block in range(blocks):
-            part = first if block == 0 else _next_block(files, block, config, decoder, notes)
+            part = first if block == 0 else open_block(files, block, config, decoder, notes)
             target.fill(part.state, slice(block, block + 1), stacked=False)
             del part
     else:
         target.fill(first.state, slice(0, blocks), stacked=geometry.stacked)
-    basis = _pad_columns(decoder[BASIS], geometry.appearance_channels, config.appearance_channels, resolutions)
-    basis_density = decoder.get(BASIS_DENSITY)
+    basis, basis_density = wide_bases(decoder, geometry, config)
     if basis_density is not None:
-        basis_density = _pad_columns(basis_density, geometry.density_channels, config.density_channels, resolutions)
         basis_density = cut_columns(basis_density, config.density_channels, share)
     return SceneWeights(
         config=config,
@@ -252,16 +250,18 @@ def check_same_block(part: OpenCheckpoint, config: SceneConfig, scene: Path) -> 
             )
 
 
-def _next_block(files: SceneFiles, block: int, config: SceneConfig, decoder: dict[str, Tensor], notes: list[str]) -> OpenCheckpoint:
+def open_block(files: SceneFiles, block: int, config: SceneConfig, decoder: dict[str, Tensor], notes: list[str]) -> OpenCheckpoint:
+    """The file of one block of a 'subs' scene, checked against the scene; what differs in its decoder goes into `notes`."""
     part = open_checkpoint(files.paths[block], files)
     check_same_block(part, config, files.paths[0])
-    differing = [name for name, tensor in _decoder(part).items() if name not in decoder or not torch.equal(tensor, decoder[name])]
+    differing = [name for name, tensor in read_decoder(part).items() if name not in decoder or not torch.equal(tensor, decoder[name])]
     if differing:
         notes.append(f"{part.path.name}: {shorten(differing)} differ from those of {files.paths[0].name}, which are used for all blocks")
     return part
 
 
-def _decoder(part: OpenCheckpoint) -> dict[str, Tensor]:
+def read_decoder(part: OpenCheckpoint) -> dict[str, Tensor]:
+    """Bases, embedding and colour MLP of a file, by short name. Can be called once a file."""
     geometry = part.geometry
     names = {BASIS: BASIS}
     if geometry.nonlinear_density:
@@ -273,6 +273,14 @@ def _decoder(part: OpenCheckpoint) -> dict[str, Tensor]:
         if geometry.bias:
             names[f"mlp.{layer}.bias"] = f"renderModule.mlp.{layer}.bias"
     return {short: part.state.dense(name) for short, name in names.items()}
+
+
+def wide_bases(decoder: dict[str, Tensor], geometry: Geometry, config: SceneConfig) -> tuple[Tensor, Tensor | None]:
+    """The appearance and the density basis with columns for as many channels at every level as the widest one has."""
+    resolutions, density = len(config.resolutions), decoder.get(BASIS_DENSITY)
+    if density is not None:
+        density = _pad_columns(density, geometry.density_channels, config.density_channels, resolutions)
+    return _pad_columns(decoder[BASIS], geometry.appearance_channels, config.appearance_channels, resolutions), density
 
 
 def _pads(channels: tuple[int, ...], span: tuple[int, int, int], resolutions: int) -> list[bool]:

@@ -1,20 +1,25 @@
-"""load_scene: a LandMark checkpoint of any kind becomes SceneWeights."""
+"""load_scene: a LandMark checkpoint of any kind, or a block store, becomes SceneWeights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from landmark_batch.errors import CheckpointError
 from landmark_batch.scene.assemble import configure, open_checkpoint, read_weights
 from landmark_batch.scene.edit import apply_edit, check_edit
 from landmark_batch.scene.layout import find_scene_files
+from landmark_batch.scene.location import SceneLocation, as_location
 from landmark_batch.scene.mask import read_mask
 from landmark_batch.scene.shard import ChannelShard
+from landmark_batch.scene.store import open_if_store
+from landmark_batch.scene.store_load import check_store_options, load_store
 from landmark_batch.scene.weights import SceneConfig, SceneWeights, scene_bytes
 
 
 def load_scene(
-    path: Path,
+    path: SceneLocation,
     *,
     plane_division: tuple[int, int] | None = None,
     edit: str | None = None,
@@ -24,42 +29,42 @@ def load_scene(
     """Read a LandMark scene onto the CPU in float32, channels last.
 
     path: a sequential .th, a -merged-stack.th, one of its companions (its partner is read), one -sub{b}.th (that block alone, in
-    its own part of the box), or a directory with all -sub{b}.th of a training (what LandMark's merge would give, without it).
+    its own part of the box), or a directory with all -sub{b}.th of a training (what LandMark's merge would give, without it); or the
+    folder or URL of a block store, which is read by several threads.
     plane_division: blocks along x and y; default the checkpoint's own. edit: 'reset', 'new' or 'remove' with the block to
     exchange (default the only one that has such a file): LandMark's edit mode. shard: read only that share of the channels of planes
     and lines, for one rank of a tensor-parallel group; NaN and Inf are then looked for in the share alone.
 
     Memory: tensors are read one by one from a memory-mapped file, so the peak is the scene (or its share) in float32 plus file pages that
     the system may drop; a file in torch's format from before 1.6 is read whole: its size plus the scene.
-    Raises CheckpointError naming the file, the value and the remedy.
+    Raises CheckpointError naming the file, the value and the remedy; for a block store also ConfigError (a plane_division that is not
+    its own) and StoreError (a remote one that does not answer).
     """
+    if (store := open_if_store(path)) is not None:
+        check_store_options(path, store.config, plane_division, edit, edit_block)
+        with _enough_memory(path, store.config, shard):
+            return load_store(store, shard)
     _check_edit_block(path, edit, edit_block)
-    files = find_scene_files(Path(path))
+    files = find_scene_files(Path(as_location(path)))
     first = open_checkpoint(files.paths[0], files)
     config, notes = configure(files, first, plane_division)
-    try:
+    with _enough_memory(files.paths[0], config, shard):
         weights = read_weights(files, first, config, notes, shard)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
-            raise
-        what = "the scene" if shard is None else f"share {shard.rank + 1} of {shard.size} of the scene"
-        need = scene_bytes(config, shares=1 if shard is None else shard.size) / 2**30
-        raise CheckpointError(
-            f"{files.paths[0]}: {what} needs {need:.1f} GiB in float32, which this machine does not give",
-            remedy="render on a machine with more memory, or set parallel.tensor_parallel to share the scene among more workers",
-        ) from error
     return weights if edit is None else apply_edit(weights, files, edit, edit_block)
 
 
 def load_config(
-    path: Path, *, plane_division: tuple[int, int] | None = None, edit: str | None = None, edit_block: int | None = None
+    path: SceneLocation, *, plane_division: tuple[int, int] | None = None, edit: str | None = None, edit_block: int | None = None
 ) -> SceneConfig:
     """The SceneConfig that `load_scene` would give, without reading planes into memory (for planning). Raises as `load_scene`.
 
     What only the planes show (NaN, blocks of different trainings) is found by `load_scene` alone.
     """
+    if (store := open_if_store(path)) is not None:
+        check_store_options(path, store.config, plane_division, edit, edit_block)
+        return store.config
     _check_edit_block(path, edit, edit_block)
-    files = find_scene_files(Path(path))
+    files = find_scene_files(Path(as_location(path)))
     first = open_checkpoint(files.paths[0], files)
     config = configure(files, first, plane_division)[0]
     read_mask(first.content, first.path)
@@ -68,6 +73,22 @@ def load_config(
     return config
 
 
-def _check_edit_block(path: Path, edit: str | None, edit_block: int | None) -> None:
+@contextmanager
+def _enough_memory(place: SceneLocation, config: SceneConfig, shard: ChannelShard | None) -> Iterator[None]:
+    """Turns a failed allocation of the scene's memory into a CheckpointError with numbers."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        what = "the scene" if shard is None else f"share {shard.rank + 1} of {shard.size} of the scene"
+        need = scene_bytes(config, shares=1 if shard is None else shard.size) / 2**30
+        raise CheckpointError(
+            f"{place}: {what} needs {need:.1f} GiB in float32, which this machine does not give",
+            remedy="render on a machine with more memory, or set parallel.tensor_parallel to share the scene among more workers",
+        ) from error
+
+
+def _check_edit_block(path: SceneLocation, edit: str | None, edit_block: int | None) -> None:
     if edit is None and edit_block is not None:
         raise CheckpointError(f"{path}: edit_block = {edit_block} without edit", remedy="set scene.edit to reset, new or remove")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ class CitySpec:
     steps: int
     samples: int
 
+    @property
+    def survey_nodes(self) -> int:
+        """Nodes along a block's side at which mask and decoder see the city."""
+        return min(self.field.fine, round(self.side / SURVEY_STEP))
+
 
 @dataclass(frozen=True)
 class SceneReport:
@@ -67,45 +72,68 @@ def _write(path: Path, blocks: tuple[int, int], spec: CitySpec, seed: int, tell:
     city, count = city_of(blocks, spec, seed), blocks[0] * blocks[1]
     field = CityField(spec.field, seed)
     mask = ShellMask(city.half_x, city.half_y, spec.voxel, spec.shell)
-    generator = torch.Generator().manual_seed(seed)
-    survey = min(spec.field.fine, round(spec.side / SURVEY_STEP))
-    sampled = range(0, count, -(-count // FIT_BLOCKS))
-    points: list[Tensor] = []
+    survey = Survey(city, blocks, spec, field, seed)
     kept: dict[int, Tensor] = {}  # a small city is drawn once
-    for b, (x, y) in enumerate(block_nodes(city, blocks, spec.side, survey)):
+    for b in range(count):
         tell("survey", 0.3 * b / count)
+        x, y = block_nodes(city, blocks, spec.side, spec.survey_nodes, b)
         surface = light(city, x, y)
         mask.add(x, y, surface.height)
-        if b in sampled:
+        if b in survey.sampled:
             terms = surface_terms(surface)
-            points.append(sample_points(terms, field, FIT_POINTS // len(sampled), generator))
-            if survey == spec.field.fine and count <= 4:
+            survey.add(terms)
+            if spec.survey_nodes == spec.field.fine and count <= 4:
                 kept[b] = terms
     volume, occupancy = mask.pack()
     tell("decoder", 0.3)
-    features = torch.cat(points)
-    features = features[torch.randperm(len(features), generator=generator)]
-    decoder = fit_decoder(features, width=spec.width, fea_pe=spec.pe, view_pe=spec.pe, seed=seed, steps=spec.steps)
+    decoder = survey.fit()
     content, planes = checkpoint_content(city, blocks, spec, field, decoder)
     box = content["kwargs"]["aabb"].clone()
     content |= {"alphaMask.shape": (1, 1, *mask.shape), "alphaMask.mask": volume, "alphaMask.aabb": box}
     with PlaneFile(path, content, planes) as file:
-        for b, (x, y) in enumerate(block_nodes(city, blocks, spec.side, spec.field.fine)):
+        for b in range(count):
             tell("planes", 0.6 + 0.4 * b / count)
+            x, y = block_nodes(city, blocks, spec.side, spec.field.fine, b)
             for name, channel, plane in field.planes(kept[b] if b in kept else surface_terms(light(city, x, y))):
                 file.put(name, channel, b, plane)
     return SceneReport(decoder.psnr, occupancy)
 
 
-def block_nodes(city: City, blocks: tuple[int, int], side: float, nodes: int) -> Iterator[tuple[Array, Array]]:
-    """Node coordinates x, y [nodes] of every block in metres, b = bx·blocks[1] + by. Neighbours share the nodes of their border."""
+class Survey:
+    """Points of some blocks, to which the decoder is fitted."""
+
+    def __init__(self, city: City, blocks: tuple[int, int], spec: CitySpec, field: CityField, seed: int) -> None:
+        self._city, self._blocks, self._spec, self._field, self._seed = city, blocks, spec, field, seed
+        count = blocks[0] * blocks[1]
+        self.sampled = range(0, count, -(-count // FIT_BLOCKS))
+        self._generator = torch.Generator().manual_seed(seed)
+        self._points: list[Tensor] = []
+
+    def add(self, terms: Tensor) -> None:
+        """Take points of the next sampled block from its terms at the survey's nodes."""
+        self._points.append(sample_points(terms, self._field, FIT_POINTS // len(self.sampled), self._generator))
+
+    def fit(self) -> Decoder:
+        """The decoder fitted to the points of all sampled blocks."""
+        features, spec = torch.cat(self._points), self._spec
+        features = features[torch.randperm(len(features), generator=self._generator)]
+        return fit_decoder(features, width=spec.width, fea_pe=spec.pe, view_pe=spec.pe, seed=self._seed, steps=spec.steps)
+
+    def decoder(self) -> Decoder:
+        """`fit` after drawing every sampled block here."""
+        for b in self.sampled:
+            self.add(surface_terms(light(self._city, *block_nodes(self._city, self._blocks, self._spec.side, self._spec.survey_nodes, b))))
+        return self.fit()
+
+
+def block_nodes(city: City, blocks: tuple[int, int], side: float, nodes: int, block: int) -> tuple[Array, Array]:
+    """Node coordinates x, y [nodes] of a block in metres, block = bx·blocks[1] + by. Neighbours share the nodes of their border."""
 
     def axis(index: int, half: float) -> Array:
         return (-half + (index * (nodes - 1) + np.arange(nodes)) * (side / (nodes - 1))).astype(np.float32)
 
-    for bx in range(blocks[0]):
-        for by in range(blocks[1]):
-            yield axis(bx, city.half_x), axis(by, city.half_y)
+    bx, by = divmod(block, blocks[1])
+    return axis(bx, city.half_x), axis(by, city.half_y)
 
 
 def checkpoint_content(

@@ -1,4 +1,4 @@
-"""The demo: a procedural city in LandMark's checkpoint format, a flight over it and a job that renders it."""
+"""The demo: a procedural city as a checkpoint in LandMark's format or as a block store, a flight over it and a job that renders it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.scene.city_field import METRES, FieldSpec
 from landmark_batch.scene.city_flight import city_flight
 from landmark_batch.scene.city_scene import CitySpec, Progress, city_of, write_scene
+from landmark_batch.scene.city_store import write_store
+from landmark_batch.scene.store_layout import Precision
 
 _log = logging.getLogger(__name__)
 
 NAME = "city"
+SCENES = {"checkpoint": f"{NAME}-merged-stack.th", "store": f"{NAME}-scene.zarr"}  # by format
 SIZES = {
     "small": CitySpec(FieldSpec(256, (1, 2, 4), 8, 24), side=200.0, width=64, pe=1, voxel=1.25, shell=2.4, steps=1200, samples=192),
     "city": CitySpec(FieldSpec(2048, (1, 2, 4), 16, 48), side=280.0, width=128, pe=2, voxel=0.82, shell=4.0, steps=2000, samples=256),
@@ -25,7 +28,10 @@ SIZES = {
 
 @dataclass(frozen=True)
 class DemoFiles:
-    """What `write_demo` wrote. psnr: of the fitted decoder, dB. occupancy: share of the mask's voxels."""
+    """What `write_demo` wrote. checkpoint: the .th file, or the block store.
+
+    psnr: of the fitted decoder, dB. occupancy: share of the mask's voxels.
+    """
 
     checkpoint: Path
     cameras: Path
@@ -44,16 +50,26 @@ def write_demo(
     width: int = 384,
     height: int = 216,
     fine: int | None = None,
+    form: Literal["checkpoint", "store"] = "checkpoint",
+    precision: Precision = "fp32",
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> DemoFiles:
-    """Write city-merged-stack.th, transforms.json and city.toml into `directory` (made if missing). Same arguments, same bytes.
+    """Write a city, transforms.json and city.toml into `directory` (made if missing). Same arguments, same bytes.
+
+    form: 'checkpoint' (city-merged-stack.th) or 'store' (city-scene.zarr, the same scene, several blocks at a time in `jobs` processes,
+    its planes and lines in `precision`). A city that is there is replaced.
 
     blocks: along x and y. size: 'small' (blocks of 200 m) renders on a CPU, 'city' (280 m) has a real scene's channels.
-    fine: nodes of a block's side in the finest plane (a multiple of 4). Memory: about two blocks, whatever their number.
+    fine: nodes of a block's side in the finest plane (a multiple of 4). Memory: about two blocks (a process), whatever their number.
     progress: called with the pass in hand and the share that is done.
     Raises ConfigError (a value, the directory), DiskFullError, CheckpointError.
     """
     _check(blocks, size, seed, frames, width, height, fine)
+    if form == "checkpoint" and (precision != "fp32" or jobs is not None):
+        raise ConfigError("precision and jobs are for a block store, a checkpoint is float32", remedy="add --format store")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs = {jobs}: nothing to work with", remedy="at least 1 process")
     spec = SIZES[size]
     if fine is not None:
         spec = replace(spec, field=replace(spec.field, fine=fine))
@@ -62,11 +78,14 @@ def write_demo(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot make this directory: {error.strerror}", remedy="choose another one") from error
-    checkpoint = directory / f"{NAME}-merged-stack.th"
-    report = write_scene(checkpoint, blocks, spec, seed, progress or _silent)
+    checkpoint = directory / SCENES[form]
+    if form == "store":
+        report = write_store(checkpoint, blocks, spec, seed, progress or _silent, precision=precision, jobs=jobs, force=True)
+    else:
+        report = write_scene(checkpoint, blocks, spec, seed, progress or _silent)
     city = city_of(blocks, spec, seed)
     cameras = write_transforms(city_flight(city.half_x, city.half_y, frames, width, height), directory / "transforms.json")
-    job = _write_text(directory / f"{NAME}.toml", _job_text(blocks, spec, frames))
+    job = _write_text(directory / f"{NAME}.toml", _job_text(checkpoint.name, blocks, spec, frames))
     if progress is not None:
         progress("done", 1.0)
     _log.info("demo city in %s: decoder %.1f dB, mask %.1f %% occupied", directory, report.psnr, 100 * report.occupancy)
@@ -104,7 +123,7 @@ def _write_text(path: Path, text: str) -> Path:
     return path
 
 
-def _job_text(blocks: tuple[int, int], spec: CitySpec, frames: int) -> str:
+def _job_text(scene: str, blocks: tuple[int, int], spec: CitySpec, frames: int) -> str:
     size = f"{blocks[0] * spec.side:.0f} x {blocks[1] * spec.side:.0f} m"
     return f"""\
 # A procedural city of {blocks[0]} x {blocks[1]} blocks, {size}, and a flight of {frames} frames over it.
@@ -120,7 +139,7 @@ version = 1
 name = "{NAME}"
 
 [scene]
-checkpoint = "{NAME}-merged-stack.th"
+checkpoint = "{scene}"
 plane_division = [{blocks[0]}, {blocks[1]}]  # blocks along x and y
 metres_per_unit = {METRES:g}  # converts depth when it is exported
 

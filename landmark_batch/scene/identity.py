@@ -16,6 +16,8 @@ from platformdirs import user_cache_path
 from landmark_batch.errors import CheckpointError
 from landmark_batch.scene.edit import find_edit_files
 from landmark_batch.scene.layout import SceneFiles, find_scene_files
+from landmark_batch.scene.location import SceneLocation, as_location
+from landmark_batch.scene.store import BlockStore, open_if_store
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +26,31 @@ _CACHE_VERSION = 1
 _KEEP = 4096  # entries; the oldest go first
 
 
-def scene_digest(path: Path, *, edit: str | None = None, edit_block: int | None = None, cache_dir: Path | None = None) -> str:
+def scene_digest(path: SceneLocation, *, edit: str | None = None, edit_block: int | None = None, cache_dir: Path | None = None) -> str:
     """sha256 (hex) of the content of every file that makes the scene, in block order, edit files included.
 
     Names and places of the files do not count, except which block a file is. A file's own digest is kept in
     `cache_dir`/scene-digests.json (default: the user's cache directory of landmark-batch) under its path, size and time of change;
     a cache that is missing, broken or not writable only costs time. Raises CheckpointError as `load_scene` for files that are not there.
+    A block store's is made of the digests that it recorded: none of its planes is read.
     """
-    files = find_scene_files(Path(path))
+    if (store := open_if_store(path)) is not None:
+        return store_digest(store)
+    files = find_scene_files(Path(as_location(path)))
     parts = list(scene_parts(files, edit, edit_block))
     with _Cache((cache_dir or user_cache_path("landmark-batch")) / CACHE_NAME) as cache:
         digests = [(role, cache.digest(file)) for role, file in parts]
     total = hashlib.sha256(b"landmark-batch scene 1\n")
     for role, digest in digests:
         total.update(f"{role} {digest}\n".encode())
+    return total.hexdigest()
+
+
+def store_digest(store: BlockStore) -> str:
+    """sha256 (hex) over the digests of what its blocks share and of every block."""
+    total = hashlib.sha256(b"landmark-batch block store 1\n")
+    for digest in (store.base_digest, *store.digests):
+        total.update(f"{digest}\n".encode())
     return total.hexdigest()
 
 

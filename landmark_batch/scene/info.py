@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.assemble import OpenCheckpoint, configure, open_checkpoint
+from landmark_batch.scene.assemble import configure, open_checkpoint
 from landmark_batch.scene.companion import open_companion
 from landmark_batch.scene.division import DivisionError
 from landmark_batch.scene.edit import find_edits
-from landmark_batch.scene.layout import SceneFiles, find_companion
+from landmark_batch.scene.layout import find_companion
+from landmark_batch.scene.location import SceneLocation, as_location
 from landmark_batch.scene.mask import read_mask
-from landmark_batch.scene.weights import Box, SceneConfig, scene_bytes
+from landmark_batch.scene.store import BlockStore, open_if_store
+from landmark_batch.scene.store_load import check_store_options
+from landmark_batch.scene.weights import AlphaMask, Box, SceneConfig, scene_bytes
 
 RENDER_ARGS = (  # settings of training that say how LandMark would render; near/far, box and scales stand in the config
     *("expname", "model_name", "plane_division", "resMode", "ndims", "sampling_opt", "n_importance", "nSamples", "step_ratio"),
@@ -43,15 +46,31 @@ class MaskInfo:
 
 
 @dataclass(frozen=True)
-class SceneInfo:
-    """What `info` shows. layout: 'sequential', 'merged-stack', 'sub' (one block alone), 'subs' (one file a block) or a companion.
+class StoreInfo:
+    """precision: 'fp32' or 'fp16', as stored. division: stored blocks along x and y. cut: whether they were cut out of whole planes.
 
-    division: blocks along x and y, None while unknown. grid_size: gridSize (x, y, z), of one block in a multi-block scene.
-    bytes_fp32: of the loaded scene; bytes_fp16: with planes and lines in half precision. edits: {'new': (15,), ...}: blocks that
-    have files for it. missing: what has to be supplied before it can be rendered, empty when nothing is.
+    block_bytes: of one block as stored, its lines counted. planes: (h, w) of a block's stored plane by level.
     """
 
-    path: Path
+    precision: str
+    division: tuple[int, int]
+    cut: bool
+    block_bytes: int
+    planes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class SceneInfo:
+    """What `info` shows. layout: 'sequential', 'merged-stack', 'sub' (one block alone), 'subs' (one file a block), a companion,
+    or 'block store'.
+
+    path: text where it is a URL. file_bytes: of a block store, of its planes and lines as stored. division: blocks along x and y, None
+    while unknown. grid_size: gridSize (x, y, z), of one block in a multi-block scene. bytes_fp32: of the loaded scene; bytes_fp16: with
+    planes and lines in half precision. edits: {'new': (15,), ...}: blocks that have files for it. missing: what has to be supplied
+    before it can be rendered, empty when nothing is. store: what only a block store has, else None.
+    """
+
+    path: Path | str
     files: tuple[Path, ...]
     file_bytes: int
     layout: str
@@ -86,19 +105,23 @@ class SceneInfo:
     edits: Mapping[str, tuple[int, ...]]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+    store: StoreInfo | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: paths as texts, tuples as lists."""
         return {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
-def describe_scene(path: Path, plane_division: tuple[int, int] | None = None) -> SceneInfo:
+def describe_scene(path: SceneLocation, plane_division: tuple[int, int] | None = None) -> SceneInfo:
     """Describe a scene or a companion without loading its planes.
 
     Raises CheckpointError for a file that is missing, damaged, foreign or inconsistent, and for a plane_division that was given
-    and does not fit. What a file merely lacks to be rendered stands in `missing`.
+    and does not fit (ConfigError where a block store says otherwise). What a file merely lacks to be rendered stands in `missing`.
     """
-    path = Path(path)
+    if (store := open_if_store(path)) is not None:
+        check_store_options(path, store.config, plane_division, None, None)
+        return _describe_store(store)
+    path = Path(as_location(path))
     files = find_companion(path)
     missing: list[str] = []
     if files.companion == files.paths[0]:
@@ -119,24 +142,29 @@ def describe_scene(path: Path, plane_division: tuple[int, int] | None = None) ->
         config, notes = configure(files, first, fallback)
         division = None
         missing.append(f"plane_division: {error.remedy}")
-    return _describe(path, files, first, layout, config, division, missing, notes)
+    info = _describe(path, layout, config, division, read_mask(first.content, first.path), notes)
+    size = sum(_size(file) for file in files.paths)
+    return replace(info, files=files.paths, file_bytes=size, edits=find_edits(files), missing=tuple(missing))
+
+
+def _describe_store(store: BlockStore) -> SceneInfo:
+    config = store.config
+    info = _describe(store.location, "block store", config, config.division, store.mask(), list(store.head.notes))
+    block = store.block_bytes(store.precision)
+    held = StoreInfo(store.precision, store.division, bool(store.extents), block, store.head.parts)
+    files = (store.location,) if isinstance(store.location, Path) else ()
+    return replace(info, files=files, file_bytes=block * store.blocks, store=held)
 
 
 def _describe(
-    path: Path,
-    files: SceneFiles,
-    first: OpenCheckpoint,
-    layout: str,
-    config: SceneConfig,
-    division: tuple[int, int] | None,
-    missing: list[str],
-    notes: list[str],
+    path: SceneLocation, layout: str, config: SceneConfig, division: tuple[int, int] | None, mask: AlphaMask | None, notes: list[str]
 ) -> SceneInfo:
+    """Everything that the config says; files, edits and what is missing are left to the caller."""
     count = len(config.resolutions)
     return SceneInfo(
         path=path,
-        files=files.paths,
-        file_bytes=sum(_size(file) for file in files.paths),
+        files=(),
+        file_bytes=0,
         layout=layout,
         blocks=config.blocks,
         division=division,
@@ -151,7 +179,7 @@ def _describe(
         bytes_fp16=scene_bytes(config, grid_element=2),
         aabb=config.aabb,
         near_far=config.near_far,
-        mask=_mask(first),
+        mask=_mask(mask),
         activation=config.activation,
         density_shift=config.density_shift,
         distance_scale=config.distance_scale,
@@ -168,14 +196,13 @@ def _describe(
         embedding_rows=config.embedding_rows,
         embedding_channels=config.embedding_channels,
         training_args={name: config.training_arg(name) for name, _ in config.training_args if name in RENDER_ARGS},
-        edits=find_edits(files),
-        missing=tuple(missing),
+        edits={},
+        missing=(),
         notes=tuple(notes),
     )
 
 
-def _mask(first: OpenCheckpoint) -> MaskInfo | None:
-    mask = read_mask(first.content, first.path)
+def _mask(mask: AlphaMask | None) -> MaskInfo | None:
     if mask is None:
         return None
     z, y, x = mask.volume.shape
@@ -192,7 +219,7 @@ def _size(file: Path) -> int:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, Level | MaskInfo):
+    if isinstance(value, Level | MaskInfo | StoreInfo):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from landmark_batch.errors import CheckpointError
+from landmark_batch.scene.store_layout import is_store_folder
 
 SUB_NAME = re.compile(r"(?P<stem>.+)-sub(?P<block>\d+)\.th")
 MERGED = "-merged-stack"
@@ -48,6 +49,8 @@ def find_scene_files(path: Path) -> SceneFiles:
     path = Path(path)
     try:
         if path.is_dir():
+            if is_store_folder(path):
+                raise CheckpointError(f"{path}: a block store, not a checkpoint", remedy="name the checkpoint that it was made from")
             return _find_in_directory(path)
         path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, no permission

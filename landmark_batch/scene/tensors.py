@@ -29,7 +29,13 @@ class State:
 
     def take(self, name: str) -> Tensor:
         """The tensor as the file holds it, after checks. Raises CheckpointError naming file and key."""
-        value = self._values.pop(name, None)
+        value = self.view(name)
+        del self._values[name]
+        return value
+
+    def view(self, name: str) -> Tensor:
+        """As `take`, but the tensor can be had again: memory-mapped, it costs none."""
+        value = self._values.get(name)
         key = self.names.get(name, name)
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{self.path}: {key} is missing in state_dict", remedy="name a complete checkpoint of LandMark")

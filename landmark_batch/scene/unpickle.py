@@ -158,6 +158,11 @@ def read_torch_file(path: Path) -> dict[Any, Any]:
     return content
 
 
+def is_mapped(path: Path) -> bool:
+    """Whether `read_torch_file` maps this file's tensors into memory in place of reading them. Raises CheckpointError."""
+    return _head(path).startswith(_ZIP_MAGIC) and _check_zip(path)
+
+
 def _head(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():

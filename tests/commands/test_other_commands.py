@@ -14,6 +14,7 @@ from landmark_batch.cameras.formats import load_flight
 from landmark_batch.workflows import machine as machines
 from landmark_batch.workflows.builds import read_builds
 from tests.commands.conftest import FRAMES, Run
+from tests.factories import quick_demo
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ("--blocks", "1x1", "--fine", "32", "--frames", "2", "--width", "16", "--height", "12")
@@ -103,7 +104,8 @@ def render_demo(folder: Path) -> tuple[str, str]:
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("libraries")
 def test_demo_makes_a_city_once_and_renders_it(run: Run, tmp_path: Path) -> None:
-    outcome = run("demo", "city", *TINY)
+    with quick_demo():
+        outcome = run("demo", "city", *TINY)
     assert outcome.code == 0, outcome.text
     files = [tmp_path / "city" / name for name in ("city-merged-stack.th", "transforms.json", "city.toml")]
     assert all(file.is_file() for file in files)
@@ -135,6 +137,10 @@ def test_bench_prints_one_table(tmp_path: Path) -> None:
     assert "figures.json" in done.stdout.splitlines()[-1]
     found = json.loads((tmp_path / "figures.json").read_text())
     assert {row["part"] for row in found["rows"]} == {"scheduling"}
+    figures = {row["what"].strip(): row["value"] for row in found["rows"]}
+    assert figures["everything but rendering"] > 0
+    assert "the same for 10,000 frames" in figures
+    assert [bar["limit"] for bar in found["bars"]][:1] == [0.01]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json"]
 
 

@@ -22,6 +22,7 @@ from landmark_batch.scene.city_decoder import appearance, encode, one_thread
 from landmark_batch.scene.city_field import CEILING, FLOOR
 from landmark_batch.scene.city_light import light
 from landmark_batch.scene.city_scene import block_nodes, city_of
+from landmark_batch.scene.convert import convert_scene
 from landmark_batch.scene.demo import DemoFiles, write_demo
 from landmark_batch.scene.weights import SceneWeights
 from tests.factories import RUNTIME
@@ -106,7 +107,7 @@ def test_pictures_show_the_city(files: DemoFiles, scene: SceneWeights) -> None:
     job = load_job(files.job, ["sampling.samples=320", f"model.runtime={RUNTIME}"])
     renderer = Renderer(scene, resolve_settings(job, scene.config), "cpu")
     spec, city = demo.SIZES["small"], city_of(BLOCKS, demo.SIZES["small"], 0)
-    x, y = list(block_nodes(city, BLOCKS, spec.side, FINE))[1]
+    x, y = block_nodes(city, BLOCKS, spec.side, FINE, 1)
     surface = light(city, x, y)
     focal, width, height = 112.0, 96, 64
     c2w = np.array([[1.0, 0, 0, 1.0], [0, 1.0, 0, 0], [0, 0, 1.0, 2.2]])
@@ -201,3 +202,18 @@ def test_one_thread_gives_the_threads_back() -> None:
     with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_the_store_is_the_checkpoint_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made in two processes, block by block: the very bytes that converting the checkpoint gives."""
+    monkeypatch.setitem(demo.SIZES, "small", replace(demo.SIZES["small"], steps=20))
+    monkeypatch.setattr(city_scene, "FIT_POINTS", 4000)
+    plain = write_demo(tmp_path / "plain", blocks=(2, 1), fine=32, frames=1, width=16, height=12)
+    made = write_demo(tmp_path / "store", blocks=(2, 1), fine=32, frames=1, width=16, height=12, form="store", jobs=2)
+    assert (made.psnr, made.occupancy) == (plain.psnr, plain.occupancy)
+    converted = convert_scene(plain.checkpoint, tmp_path / "converted.zarr").target
+    ours, theirs = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()} for root in (made.checkpoint, converted)
+    )
+    assert ours == theirs
+    assert load_job(made.job).scene.checkpoint == made.checkpoint
