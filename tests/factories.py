@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
 from landmark_batch.scene.weights import LINE_AXES, PLANE_AXES, AlphaMask, Box, SceneConfig, SceneWeights
 
 RUNTIME = "fused" if "LANDMARK_TEST_KERNELS" in os.environ else "torch"  # of renders in a test's own process, see tests/kernels/compiled
+
+
+@contextmanager
+def quick_demo() -> Iterator[None]:
+    """Demo cities made in here have decoders that are hardly fitted: wrong colours at a twentieth of the time. Geometry is as ever."""
+    from landmark_batch.scene import demo
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(demo.SIZES, "small", replace(demo.SIZES["small"], steps=20))
+        yield
 
 
 def mlp_input_width(*, app_dim: int, view_pe: int, fea_pe: int, embedding_channels: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landmark_batch import kernels
 from landmark_batch.kernels.weighing import weigh
+from landmark_batch.model.blocks import BlockTables, cut_arguments
 from landmark_batch.model.sampling import Samples, flat_box
 from landmark_batch.scene.weights import SceneWeights
 
@@ -22,14 +23,22 @@ class Field:
     density and appearance are sums over channels, so that a rank that holds a share of the channels computes its share of both.
     """
 
-    def __init__(self, weights: SceneWeights, precision: str, device: torch.device) -> None:
+    def __init__(self, weights: SceneWeights, precision: str, device: torch.device, tables: BlockTables | None = None) -> None:
+        """tables: where the blocks of a scene that is fetched sit; weights then hold everything but planes."""
         config = weights.config
         dtype = STORAGE[precision]
         self._box = flat_box(config.aabb)
-        self._division: Sequence[int] = () if config.layout == "single" else config.division
         self._resolutions = len(config.resolutions)
-        self._density = [[_store(tensor, dtype, device) for tensor in group] for group in (weights.density_planes, weights.density_lines)]
-        self._app = [[_store(tensor, dtype, device) for tensor in group] for group in (weights.app_planes, weights.app_lines)]
+        self._slots: Tensor | None = None
+        self._cut = cut_arguments(tables)
+        self._division: Sequence[int] = () if config.layout == "single" else config.division
+        groups = [(weights.density_planes, weights.density_lines), (weights.app_planes, weights.app_lines)]
+        if tables is None:
+            self._density, self._app = ([[_store(tensor, dtype, device) for tensor in part] for part in group] for group in groups)
+        else:
+            self._division, self._slots = tables.division, tables.slots
+            self._density = [[*tables.density_planes], [*tables.density_lines]]
+            self._app = [[*tables.app_planes], [*tables.app_lines]]
         self._basis = weights.basis_mat.to(device, torch.float32).contiguous()
         self._basis_density = None
         if weights.basis_density is not None:
@@ -39,7 +48,17 @@ class Field:
         """Density feature [M] of samples of rays [R, 6], before activation."""
         planes, lines = self._density
         return kernels.density(
-            rays, samples.ray, samples.t, self._box, self._division, None, planes, lines, self._resolutions, self._basis_density
+            rays,
+            samples.ray,
+            samples.t,
+            self._box,
+            self._division,
+            self._slots,
+            planes,
+            lines,
+            self._resolutions,
+            self._basis_density,
+            **self._cut,
         )
 
     def weigh(self, rays: Tensor, samples: Samples, count: int, **composite: Any) -> tuple[Tensor, Tensor]:
@@ -53,11 +72,12 @@ class Field:
             count,
             self._box,
             self._division,
-            None,
+            self._slots,
             planes,
             lines,
             self._resolutions,
             self._basis_density,
+            **self._cut,
             **composite,
         )
 
@@ -65,7 +85,7 @@ class Field:
         """Appearance features [C, app_dim] of samples of rays [R, 6]."""
         planes, lines = self._app
         return kernels.appearance(
-            rays, samples.ray, samples.t, self._box, self._division, None, planes, lines, self._resolutions, self._basis
+            rays, samples.ray, samples.t, self._box, self._division, self._slots, planes, lines, self._resolutions, self._basis, **self._cut
         )
 
 

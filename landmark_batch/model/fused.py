@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.kernels import fused
 from landmark_batch.kernels.tuning import Launches, Shape
+from landmark_batch.model.blocks import BlockTables, cut_arguments
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import STORAGE
 from landmark_batch.model.frame_graph import FrameGraphs
@@ -24,10 +26,13 @@ from landmark_batch.model.sampling import Sampler, flat_box
 from landmark_batch.model.settings import RenderSettings
 from landmark_batch.scene.weights import SceneWeights
 
+logger = logging.getLogger(__name__)
+
 # Transmittance below which a ray ends: what is left out is at most this much of alpha, and in no sample has a colour.
 STOP = {"fp32": 1e-7, "fp16": 1e-4}
 RAYS = 2**21  # at most in a batch, unless the job says otherwise: a frame of 1920x1080 is one
 MEMORY_SHARE = 0.25  # of the free memory, for the buffers of a batch
+MIN_RAYS = 2**12  # of a batch: below it a GPU is not filled
 TUNING_RAYS = 2**16  # fewer rays say little about launch shapes
 TILE = (8, 4)  # pixels a warp takes: neighbours share texels
 
@@ -45,8 +50,14 @@ class FusedRenderer:
         settings: RenderSettings,
         device: torch.device | str = "cuda",
         launches: Launches | None = None,
+        tables: BlockTables | None = None,
+        memory: int | None = None,
     ) -> None:
-        """launches: where the kernels' launch shapes are found or kept; None takes the default ones."""
+        """launches: where the kernels' launch shapes are found or kept; None takes the default ones. tables: as for Renderer, with
+        channels filled up to whole groups of eight. memory: bytes for the buffers of a batch; None: a share of the device's.
+        """
+        self._memory = memory
+        self._most_rays = RAYS
         self._launches = launches
         self._launch = {"trace": 0, "shade": 0}
         self._graphs = FrameGraphs(torch.device(device))
@@ -64,21 +75,27 @@ class FusedRenderer:
                 self._occupancy = fused.pack_bits(weights.mask.volume.to(self.device))
                 self._mask_box = flat_box(weights.mask.aabb)
                 self._mask_size = [int(n) for n in reversed(weights.mask.volume.shape)]
-            self._density = [self._store(group, dtype) for group in (weights.density_planes, weights.density_lines)]
-            self._app = [self._store(group, dtype) for group in (weights.app_planes, weights.app_lines)]
-            tables = len(self._app[0])
+            self._division: Sequence[int] = () if config.layout == "single" else config.division
+            self._slots: Tensor | None = None  # every block is in memory
+            self._cut = cut_arguments(tables)
+            if tables is None:
+                self._density = [self._store(group, dtype) for group in (weights.density_planes, weights.density_lines)]
+                self._app = [self._store(group, dtype) for group in (weights.app_planes, weights.app_lines)]
+            else:
+                self._division, self._slots = tables.division, tables.slots
+                self._density = [[*tables.density_planes], [*tables.density_lines]]
+                self._app = [[*tables.app_planes], [*tables.app_lines]]
+            levels = len(self._app[0])
             self._basis_density = None
             if weights.basis_density is not None:
-                self._basis_density = fused.pad_basis(weights.basis_density.to(self.device, torch.float32), tables)
-            self._basis = fused.pad_basis(weights.basis_mat.to(self.device, torch.float32), tables)
+                self._basis_density = fused.pad_basis(weights.basis_density.to(self.device, torch.float32), levels)
+            self._basis = fused.pad_basis(weights.basis_mat.to(self.device, torch.float32), levels)
             self._decoder = Decoder(weights, settings.appearance, self.device)
             self._shade: tuple[Tensor, Tensor] | None = None
             widths = [matrix.shape[0] for matrix in self._decoder.weights]
-            shape = (config.appearance_channels, tables, dtype, config.app_dim, widths, config.fea_pe, config.view_pe)
-            if fused.shade_takes(*shape) and torch.ops.landmark_batch.shade_fits(tables):
+            shape = (config.appearance_channels, levels, dtype, config.app_dim, widths, config.fea_pe, config.view_pe)
+            if fused.shade_takes(*shape) and torch.ops.landmark_batch.shade_fits(levels):
                 self._shade = fused.pack_shade(self._basis, self._decoder.weights, self._decoder.biases)
-        self._division: Sequence[int] = () if config.layout == "single" else config.division
-        self._slots: Tensor | None = None  # every block is in memory
         self._capacity = 32
         self._coloured_per_ray = 16.0
 
@@ -114,11 +131,16 @@ class FusedRenderer:
         count = pixels.shape[0]
         coloured = survived = 0
         while count:
-            rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, pixels, place)
+            try:
+                rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, pixels, place)
+            except torch.OutOfMemoryError:
+                if not self._shrink(count):
+                    raise
+                continue
             coloured, most, absent, survived, overfull = (int(v) for v in status.tolist())  # waits for the frame
             if not self._grow(most, bool(overfull), coloured / count):
                 if absent:
-                    raise RuntimeError(f"{absent} samples lie in blocks that are not in memory")
+                    raise kernels.AbsentBlockError(f"{absent} samples lie in blocks that are not in memory")
                 if self._launches is not None and count >= TUNING_RAYS:
                     self._tune(self._launches, c2w, intrinsics, width, pixels)
                 break
@@ -126,6 +148,18 @@ class FusedRenderer:
             rgb, depth, alpha = (torch.empty(0, *shape, device=self.device) for shape in ((3,), (), ()))
         counters = {"rays": count, "samples": count * self.settings.samples, "survived": survived, "coloured": coloured}
         return rgb, depth, alpha, counters
+
+    def _shrink(self, count: int) -> bool:
+        """After a device that was out of memory: half the rays at once. False where they are few already."""
+        batch = min(self._batch(), count)
+        if batch <= MIN_RAYS:
+            return False
+        if self._most_rays == RAYS:
+            logger.warning("out of GPU memory with %d rays at once: fewer are taken from here on, with the same pixels", batch)
+        self._most_rays = batch // 2
+        self._graphs = FrameGraphs(self.device)
+        torch.cuda.empty_cache()
+        return True
 
     def _grow(self, most: int, overfull: bool, coloured_per_ray: float) -> bool:
         """Whether the frame has to be rendered again, with larger buffers."""
@@ -141,19 +175,26 @@ class FusedRenderer:
         return max(1024, int(rays * self._coloured_per_ray))
 
     def _batch(self) -> int:
-        """Rays of a batch: what MEMORY_SHARE of the device's memory holds; no pixel depends on it."""
-        if self.device.type != "cuda":
-            return RAYS
+        """Rays of a batch: what `batch_memory` holds; no pixel depends on it."""
         ray = 8 * self._capacity + 32 * self._coloured_per_ray + 128  # bytes: staged samples, list and colours, the ray itself
+        wanted = min(self.settings.rays_per_batch or RAYS, self._most_rays)
+        return wanted if self.settings.rays_per_batch else max(MIN_RAYS, min(wanted, int(self.batch_memory() / ray)))
+
+    def batch_memory(self) -> int:
+        """Bytes for the buffers of a batch."""
+        if self._memory is not None:
+            return self._memory
+        if self.device.type != "cuda":
+            return 2**30
         left = torch.cuda.get_device_properties(self.device).total_memory - torch.cuda.memory_allocated(self.device)
-        return max(4096, min(RAYS, int(left * MEMORY_SHARE / ray)))
+        return int(left * MEMORY_SHARE)
 
     def _frame(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, order: Tensor, place: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """rgb, depth, alpha and status of pixels, all still on the device."""
         pose, lens = self._camera(c2w, intrinsics)
-        batch = self.settings.rays_per_batch or self._batch()
+        batch = self._batch()
         if self._shade is None or recording():  # counts are looked at in between, or every step is measured
             return self._steps(pose, lens, width, order, place, batch)
         buffers = batch, self._capacity, self._coloured_per_ray
@@ -192,7 +233,7 @@ class FusedRenderer:
     def _tune(self, launches: Launches, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor) -> None:
         """Choose launch shapes by timing them on a batch of these pixels, unless this GPU's are known. No pixel depends on it."""
         pose, lens = self._camera(c2w, intrinsics)
-        rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels[: self.settings.rays_per_batch or self._batch()], width)
+        rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels[: self._batch()], width)
         self._launch["trace"] = launches.choose(Shape.of("trace", self._density[0]), lambda launch: self._trace(rays, launch))
         if self._shade is not None:
             traced = self._trace(rays)
@@ -230,6 +271,7 @@ class FusedRenderer:
                 self._capacity,
                 self._list_capacity(rays.shape[0]),
                 self._launch["trace"] if launch is None else launch,
+                **self._cut,
             )
         )
 
@@ -241,19 +283,22 @@ class FusedRenderer:
             with span("appearance and decode", self.device):
                 chosen = self._launch["shade"] if launch is None else launch
                 lists = (traced.list, traced.status, traced.found, traced.offset)
-                rgb: Tensor = fused.shade(rays, *lists, *field, *self._shade, chosen)
+                rgb: Tensor = fused.shade(rays, *lists, *field, *self._shade, chosen, **self._cut)
             return rgb
         count = min(int(traced.status[0]), traced.list.shape[0])
         samples = traced.list[:count]
         with span("appearance", self.device):
-            features = fused.features(rays, samples, count, *field, self._basis)
-        ray = fused.list_ray(samples)
+            features = fused.features(rays, samples, count, *field, self._basis, **self._cut)
+        return self._decode(features, rays, samples, traced)
+
+    def _decode(self, features: Tensor, rays: Tensor, samples: Tensor, traced: fused.Traced) -> Tensor:
+        """Sum of weight * colour [R, 3] of each ray, of the features [C, app_dim] of its listed samples."""
         pe = {"fea_pe": self.config.fea_pe, "view_pe": self.config.view_pe}
         with span("decode", self.device):
-            colours = kernels.decode(features, rays, ray, self._decoder.weights, self._decoder.biases, **pe)
+            colours = kernels.decode(features, rays, fused.list_ray(samples), self._decoder.weights, self._decoder.biases, **pe)
         with span("accumulate", self.device):
             colour = torch.nn.functional.pad(colours * fused.list_weight(samples)[:, None], (0, 1))
-            rgb = fused.resolve(colour, traced.offset, traced.found)
+            rgb: Tensor = fused.resolve(colour, traced.offset, traced.found)
         return rgb
 
 

@@ -1,16 +1,21 @@
-"""RenderOutput: a finished frame."""
+"""RenderOutput: a finished frame, and the buffer that it is put together in."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.model.quantise import Output, quantise
+from landmark_batch.model.tiles import Tile
+
+COUNTERS = ("rays", "samples", "survived", "coloured")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,37 @@ class RenderOutput:
     ) -> dict[str, NDArray[Any]]:
         """The frame in a store's dtypes, rounded on its device: `landmark_batch.model.quantise.quantise`, whose errors it raises."""
         return quantise({"rgb": self.rgb, "depth": self.depth, "alpha": self.alpha}, outputs, frame=frame, into=into)
+
+
+class FrameBuffer:
+    """A frame that is put together from tiles, by any threads at once. stages: names whose seconds are summed."""
+
+    def __init__(self, width: int, height: int, device: torch.device, stages: Sequence[str]) -> None:
+        self._rgb = torch.empty(height, width, 3, dtype=torch.float32, device=device)
+        self._depth = torch.empty(height, width, dtype=torch.float32, device=device)
+        self._alpha = torch.empty(height, width, dtype=torch.float32, device=device)
+        self._counters = dict.fromkeys(COUNTERS, 0)
+        self._stages = dict.fromkeys(stages, 0.0)
+        self._lock = threading.Lock()
+
+    def place(
+        self, tile: Tile, rgb: Tensor, depth: Tensor, alpha: Tensor, counters: Mapping[str, int], stages: Mapping[str, float]
+    ) -> None:
+        """The pixels of one tile: rgb [R, 3] on the background, depth [R], alpha [R], row by row, and what they cost."""
+        region = (slice(tile.top, tile.bottom), slice(tile.left, tile.right))
+        shape = (tile.bottom - tile.top, tile.right - tile.left)
+        self._rgb[region] = rgb.view(*shape, 3)
+        self._depth[region] = depth.view(shape)
+        self._alpha[region] = alpha.view(shape)
+        with self._lock:
+            for name in self._counters:
+                self._counters[name] += counters[name]
+            for name, seconds in stages.items():
+                self._stages[name] += seconds
+
+    def output(self, *, stages: bool) -> RenderOutput:
+        """The frame, once every tile is in its place. stages: whether its seconds are wanted."""
+        return RenderOutput(self._rgb, self._depth, self._alpha, self._counters, self._stages if stages else {})
 
 
 def on_background(rgb: Tensor, alpha: Tensor, background: str) -> Tensor:

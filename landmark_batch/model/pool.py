@@ -27,7 +27,7 @@ class TilePool:
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Results in the order of items; at most `threads` of them are being made, one more may wait."""
-        if self.threads == 0 or (self.threads == 1 and torch.get_num_threads() == 1):
+        if self._in_place():
             yield from map(function, items)
             return
         executor = self._start()
@@ -43,11 +43,45 @@ class TilePool:
             for future in ahead:
                 future.cancel()
 
+    def run(self, function: Callable[[Item], object], items: Sequence[Item]) -> None:
+        """Do all items. A thread that is done with one takes the next itself, without waiting for the caller. What `function` raises
+        is raised here; items that are not begun by then are left.
+        """
+        if self._in_place():
+            for item in items:
+                function(item)
+            return
+        left = deque(items)
+
+        def work() -> None:
+            while True:
+                try:
+                    item = left.popleft()
+                except IndexError:
+                    return
+                try:
+                    function(item)
+                except BaseException:
+                    left.clear()
+                    raise
+
+        executor = self._start()
+        futures = [executor.submit(work) for _ in range(min(self.threads, len(items)))]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            left.clear()
+
     def close(self) -> None:
         """End the threads. The pool starts new ones when it is used again."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
+
+    def _in_place(self) -> bool:
+        """Whether the caller's own thread will do."""
+        return self.threads == 0 or (self.threads == 1 and torch.get_num_threads() == 1)
 
     def _start(self) -> ThreadPoolExecutor:
         if self._executor is None:

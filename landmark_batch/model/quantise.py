@@ -18,9 +18,10 @@ from landmark_batch.errors import PixelError
 from landmark_batch.model.profile import span
 
 FLOAT16_MAX = 65504.0
+BAND = 2**15 - 1  # values converted at once on a CPU: one more, and torch would share them out to its threads
 ALIGN = 16  # bytes: where an output begins in the buffer
 # Integers wider than a byte travel as the signed type of their width: not every device computes with unsigned ones.
-_TYPES = {"uint8": torch.uint8, "uint16": torch.int16, "float16": torch.float16, "float32": torch.float32}
+STORED = {"uint8": torch.uint8, "uint16": torch.int16, "float16": torch.float16, "float32": torch.float32}
 
 
 class Output(Protocol):
@@ -49,8 +50,12 @@ def quantise(
         return {}
     device = parts[0][1][0].device
     with span("quantise", device), torch.inference_mode():
-        wrong = torch.stack([_wrong(planes, output) for output, planes in parts])
-        values = [_convert(planes, output) for output, planes in parts]
+        if device.type == "cpu":
+            checked, converted = zip(*[_in_bands(planes, output) for output, planes in parts], strict=True)
+            wrong, values = torch.stack(checked), list(converted)
+        else:
+            wrong = torch.stack([_wrong(planes, output) for output, planes in parts])
+            values = [converted(planes, output) for output, planes in parts]
     if device.type == "cuda":
         wrong, *values = _fetch([wrong, *values], device)
     if bool(wrong.any()):
@@ -58,12 +63,12 @@ def quantise(
             _refuse(planes, output, frame)
     found = {}
     with span("unpack"):
-        for (output, planes), value in zip(parts, values, strict=True):
+        for (output, _), value in zip(parts, values, strict=True):
             array = value.numpy().view(np.dtype(output.dtype))
             if into is not None:
                 np.copyto(into[output.name], array, casting="no")
                 array = into[output.name]
-            elif device.type == "cuda" or value.data_ptr() == planes[0].data_ptr():
+            elif device.type == "cuda":
                 array = array.copy()
             found[output.name] = array
     return found
@@ -79,15 +84,32 @@ def _wrong(planes: Sequence[Tensor], output: Output) -> Tensor:
     return ~(largest <= (FLOAT16_MAX if output.dtype == "float16" else torch.finfo(torch.float32).max))
 
 
-def _convert(planes: Sequence[Tensor], output: Output) -> Tensor:
+def converted(planes: Sequence[Tensor], output: Output) -> Tensor:
     """The planes joined, in the output's type or the signed one of its width."""
     values = planes[0] if len(planes) == 1 else torch.cat([planes[0], planes[1][..., None]], dim=-1)
-    dtype = _TYPES[output.dtype]
+    dtype = STORED[output.dtype]
     if dtype.is_floating_point:
         return values.to(dtype)
     top = float(np.iinfo(output.dtype).max)
-    levels = values.clamp(0.0, 1.0).mul_(top).add_(0.5).floor_()
+    levels = values.clamp(0.0, 1.0).mul_(top).add_(0.5)  # casting cuts off: floor
     return levels.to(dtype) if dtype == torch.uint8 else levels.to(torch.int32).to(dtype)
+
+
+def _in_bands(planes: Sequence[Tensor], output: Output) -> tuple[Tensor, Tensor]:
+    """`_wrong` and `converted` of planes on a CPU, a few pixels at a time: they stay in its cache, and torch does not wake its threads,
+    which would spin on after the work and take cores from the next frame's tiles.
+    """
+    flat = [plane.flatten(0, 1) for plane in planes]
+    shape = planes[0].shape if len(planes) == 1 else (*planes[0].shape[:2], 4)
+    values = torch.empty(shape, dtype=STORED[output.dtype])
+    rows = values.flatten(0, 1)
+    wrong = torch.zeros((), dtype=torch.bool)
+    step = BAND // 4
+    for start in range(0, rows.shape[0], step):
+        band = [plane[start : start + step] for plane in flat]
+        wrong |= _wrong(band, output)
+        rows[start : start + step] = converted(band, output)
+    return wrong, values
 
 
 def _refuse(planes: Sequence[Tensor], output: Output, frame: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
+from landmark_batch.model.blocks import BlockTables
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import Field
-from landmark_batch.model.output import RenderOutput, on_background
+from landmark_batch.model.output import FrameBuffer, RenderOutput, on_background
 from landmark_batch.model.pool import TilePool
 from landmark_batch.model.profile import mark, recording
 from landmark_batch.model.runtime import load_runtime
@@ -45,7 +46,8 @@ class Renderer:
 
     weights: moved to `device` in the settings' precision. threads: tiles rendered at once on a CPU, each on one thread (default:
     torch's number of threads), further bounded by rays_per_batch. profile: measure stages on CUDA too, at the price of waiting
-    for the device after each. Loads the compiled kernels that settings.runtime = 'fused' means, unless this process has them.
+    for the device after each. tables: where the blocks of a scene that is fetched sit, weights being the rest of it. Loads the
+    compiled kernels that settings.runtime = 'fused' means, unless this process has them.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Renderer:
         *,
         threads: int | None = None,
         profile: bool = False,
+        tables: BlockTables | None = None,
     ) -> None:
         self.settings = settings
         self.config = weights.config
@@ -63,7 +66,7 @@ class Renderer:
         load_runtime(settings.runtime, self.device.type)
         with torch.inference_mode():
             self._sampler = Sampler(weights.config, settings, weights.mask, self.device)
-            self._field = Field(weights, settings.precision, self.device)
+            self._field = Field(weights, settings.precision, self.device, tables)
             self._decoder = Decoder(weights, settings.appearance, self.device)
         self._profile = profile or self.device.type == "cpu"
         columns, rows = tile_side(settings.samples, self.device.type)
@@ -74,23 +77,18 @@ class Renderer:
 
     def render(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> RenderOutput:
         """One frame. c2w: [3, 4] camera to world, OpenGL axes. intrinsics: (fl_x, fl_y, cx, cy) in pixels."""
-        rgb = torch.empty(height, width, 3, dtype=torch.float32, device=self.device)
-        depth = torch.empty(height, width, dtype=torch.float32, device=self.device)
-        alpha = torch.empty(height, width, dtype=torch.float32, device=self.device)
-        counters = dict.fromkeys(("rays", "samples", "survived", "coloured"), 0)
-        stages = dict.fromkeys(STAGES, 0.0)
-        for part in self.render_tiles(c2w, intrinsics, width, self.tiles(width, height)):
-            tile = part.tile
-            region = (slice(tile.top, tile.bottom), slice(tile.left, tile.right))
-            shape = (tile.bottom - tile.top, tile.right - tile.left)
-            rgb[region] = part.rgb.view(*shape, 3)
-            depth[region] = part.depth.view(shape)
-            alpha[region] = part.alpha.view(shape)
-            for name in counters:
-                counters[name] += part.counters[name]
-            for name, seconds in part.stages.items():
-                stages[name] += seconds
-        return RenderOutput(self.compose(rgb, alpha), depth, alpha, counters, stages if self._profile else {})
+        frame = FrameBuffer(width, height, self.device, STAGES)
+        pose, lens = self._camera(c2w, intrinsics)
+        with full_precision():
+            self._pool.run(lambda tile: self._place(frame, self._render_tile(pose, lens, width, tile)), self.tiles(width, height))
+        return frame.output(stages=self._profile)
+
+    def assemble(self, parts: Iterable[TileOutput], width: int, height: int) -> RenderOutput:
+        """The frame of all its tiles, in any order."""
+        frame = FrameBuffer(width, height, self.device, STAGES)
+        for part in parts:
+            self._place(frame, part)
+        return frame.output(stages=self._profile)
 
     def tiles(self, width: int, height: int) -> list[Tile]:
         """The tiles of a frame of this size; any share of them may be rendered anywhere."""
@@ -100,8 +98,7 @@ class Renderer:
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, tiles: Sequence[Tile]
     ) -> Iterator[TileOutput]:
         """The sums of some tiles of a frame, in their order, as they are finished."""
-        pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(self.device)
-        lens = torch.tensor([float(v) for v in intrinsics], dtype=torch.float32, device=self.device)
+        pose, lens = self._camera(c2w, intrinsics)
         with full_precision():
             yield from self._pool.map(lambda tile: self._render_tile(pose, lens, width, tile), tiles)
 
@@ -112,6 +109,15 @@ class Renderer:
     def compose(self, rgb: Tensor, alpha: Tensor) -> Tensor:
         """rgb [..., 3] on the background, clamped to 0..1."""
         return on_background(rgb, alpha, self.settings.background)
+
+    def _camera(self, c2w: NDArray[np.floating], intrinsics: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Pose [3, 4] and lens [4] on the device."""
+        pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(self.device)
+        return pose, torch.tensor([float(v) for v in intrinsics], dtype=torch.float32, device=self.device)
+
+    def _place(self, frame: FrameBuffer, part: TileOutput) -> None:
+        with torch.inference_mode():
+            frame.place(part.tile, self.compose(part.rgb, part.alpha), part.depth, part.alpha, part.counters, part.stages)
 
     def _render_tile(self, pose: Tensor, lens: Tensor, width: int, tile: Tile) -> TileOutput:
         clock = _Clock(self.device) if self._profile or recording() else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,6 +148,43 @@ def test_into_given_arrays(device: str) -> None:
         output_of({**rendered, "alpha": np.ones((4, 6), "f4")}, device).quantised(
             outputs, frame=0, into=into | {"rgb": np.zeros((4, 6, 3), "u1")}
         )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")
+def test_a_frame_on_a_cpu_wakes_no_threads_of_torchs() -> None:
+    """They spin for a while after their work, on cores that the next frame's tiles need. A thread that torch has not met gets new ones."""
+    rgb = torch.linspace(0, 1, 3 * 300 * 400).reshape(300, 400, 3)
+    frame = RenderOutput(rgb, rgb[..., 0].contiguous(), rgb[..., 1].contiguous(), {})
+    outputs = [layout(dtype) for layout in LAYOUTS.values() for dtype in DTYPES]
+
+    def new_threads(work: Callable[[], object]) -> int:
+        found: list[int] = []
+
+        def run() -> None:
+            torch.set_num_threads(2)
+            before = set(Path("/proc/self/task").iterdir())
+            work()
+            found.append(len(set(Path("/proc/self/task").iterdir()) - before))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        return found[0]
+
+    threads = torch.get_num_threads()
+    try:
+        assert new_threads(lambda: [frame.quantised(some, frame=0) for some in outputs]) == 0
+        assert new_threads(lambda: rgb.floor()) == 1
+    finally:
+        new_threads(lambda: torch.set_num_threads(threads))
+
+
+def test_more_pixels_than_are_converted_at_once() -> None:
+    values = np.linspace(-0.1, 1.1, 97 * 211 * 3, dtype="f4").reshape(97, 211, 3)
+    rendered = {"rgb": values, "depth": np.ascontiguousarray(values[..., 0]), "alpha": np.ascontiguousarray(values[..., 1])}
+    for layout in LAYOUTS.values():
+        compare(rendered, layout("uint8"), "cpu")
+        compare({**rendered, "alpha": np.where(values[..., 0] > 1.09, np.float32(np.nan), rendered["alpha"])}, layout("uint8"), "cpu")
 
 
 def test_an_output_that_was_not_rendered() -> None:

@@ -56,3 +56,32 @@ def test_an_error_reaches_the_caller(threads: int) -> None:
 
     with pytest.raises(ValueError, match="tile 3"):
         list(TilePool(threads).map(fail, range(10)))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 4])
+def test_run_does_each_item_once(threads: int) -> None:
+    pool = TilePool(threads)
+    done: list[int] = []
+    for items in (range(40), range(1), range(0)):
+        done.clear()
+        pool.run(done.append, items)
+        assert sorted(done) == list(items)
+    pool.close()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("error", [ValueError, IndexError])
+def test_run_raises_what_an_item_raises_and_leaves_the_rest(threads: int, error: type[Exception]) -> None:
+    begun: list[int] = []
+    both = threading.Barrier(max(threads, 1))
+
+    def fail(i: int) -> None:
+        begun.append(i)
+        both.wait(timeout=60)  # the others have begun theirs
+        raise error("tile")
+
+    pool = TilePool(threads)
+    with pytest.raises(error, match="tile"):
+        pool.run(fail, range(10))
+    assert len(begun) == max(threads, 1)
+    pool.close()

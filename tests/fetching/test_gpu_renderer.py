@@ -1,0 +1,91 @@
+"""FetchingRenderer on a GPU: the bits of resident rendering there, with fused kernels and with plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from landmark_batch.model.fused import FusedRenderer
+from landmark_batch.model.renderer import Renderer
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.store import BlockStore
+
+from .flights import HEIGHT, LENS, POSES, WIDTH, frame, make_settings, open_fetching, route_of, write_store
+
+pytestmark = pytest.mark.gpu
+
+USUAL = {  # the shape that `shade` is compiled for
+    "density_channels": 16,
+    "appearance_channels": 48,
+    "app_dim": 27,
+    "feature_width": 128,
+    "resolutions": (1, 2, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BlockStore]:
+    folder = tmp_path_factory.mktemp("stores")
+    found = {}
+    for kind in ("blocks", "cut", "cut3", "masked"):
+        for name, shape in (("", {}), (" usual", USUAL)):
+            if kind == "cut3" and name:
+                continue
+            place = folder / f"{kind}{name}"
+            place.mkdir()
+            found[f"{kind}{name}"] = BlockStore.open(write_store(place, kind, **shape)[1])
+    return found
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Any]]:
+    things: list[Any] = []
+    yield things
+    for thing in reversed(things):
+        thing.close()
+
+
+@pytest.mark.parametrize("kind", ["blocks", "blocks usual", "cut", "cut usual", "cut3", "masked", "masked usual"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("runtime", ["fused", "torch"])
+def test_any_budget_gives_the_bits_of_the_whole_scene(
+    stores: dict[str, BlockStore], opened: list[Any], tmp_path: Path, kind: str, precision: str, runtime: str
+) -> None:
+    store = stores[kind]
+    settings = make_settings(store, runtime=runtime, precision=precision)
+    weights = load_scene(Path(store.location))
+    device = torch.device("cuda")
+    resident: Any = FusedRenderer(weights, settings, device) if runtime == "fused" else Renderer(weights, settings, device)
+    expected = [frame(resident, index) for index in range(len(POSES))]
+    assert expected[0]["alpha"].max() > 0.5
+    for slots in (1, 2, 4, 6):
+        order = [3, 0, 2, 4, 1]
+        renderer = open_fetching(opened, store, settings, slots, route_of(store, settings, tmp_path, order), "cuda")
+        for index in [*order, 0, 0, 0]:  # the last ones from a graph, where there is one
+            found = frame(renderer, index, frame=index)
+            for name, values in expected[index].items():
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{name} of frame {index}, {slots} slots")
+
+
+def test_out_of_memory_shrinks_the_batch_and_then_the_slots(
+    stores: dict[str, BlockStore], opened: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores["blocks usual"]
+    settings = make_settings(store, runtime="fused", precision="fp16")
+    width, height, lens = 40 * WIDTH, 40 * HEIGHT, tuple(40 * value for value in LENS)
+    expected = FusedRenderer(load_scene(Path(store.location)), settings, "cuda").render(POSES[0], lens, width, height).numpy()
+    renderer = open_fetching(opened, store, settings, 6, None, "cuda")
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 96 * 2**20) / total)
+    try:
+        found = renderer.render(POSES[0], lens, width, height).numpy()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_array_equal(found["rgb"], expected["rgb"])
+    assert "out of GPU memory" in caplog.text
