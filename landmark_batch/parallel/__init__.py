@@ -8,7 +8,10 @@ share.py    which pixels a rank renders
 exchange.py sums over tensor ranks, in rank order
 stages.py   the arithmetic of a tile whose channels are spread over ranks
 tensor.py   one tile over tensor ranks, and several in flight
+fused_tensor.py, tensor_frame.py  the same with fused kernels: a batch of rays, and a frame's batches
 parts.py    what a rank renders of a frame
+pixels.py   pixels as they go to the leader, and the frame they make there
+flight.py   frames begun and not yet finished
 renderer.py GroupRenderer: the renderer of a group
 traffic.py  bytes that ranks exchange, beside LandMark's
 """

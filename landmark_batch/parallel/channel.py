@@ -23,10 +23,10 @@ c10d: Any = torch.distributed  # what is in it depends on the build; its stubs l
 class Pending:
     """A started exchange. `wait` returns what was received; on CUDA the current stream waits for it, not the host."""
 
-    def __init__(self, channel: Channel, work: Any, received: Tensor, sent: Tensor) -> None:
+    def __init__(self, channel: Channel, work: Any, received: Tensor, sent: object) -> None:
         self._channel, self._work = channel, work
         self._received: Tensor = received
-        self._sent: Tensor | None = sent  # must live as long as it is being sent
+        self._sent: object = sent  # must live as long as it is being sent
 
     def wait(self) -> Tensor:
         """What was received. Raises GroupError where the exchange failed or is late."""
@@ -48,13 +48,13 @@ class Channel:
         self._backend = backend
         self._timeout = timedelta(seconds=timeout)
 
-    def broadcast(self, tensor: Tensor) -> None:
-        """rank 0's tensor to all, in place; blocks."""
+    def broadcast(self, tensor: Tensor) -> Pending:
+        """rank 0's tensor to all, in place. Returns at once; leave the tensor alone until `wait`."""
         if self._backend is None:
-            return
+            return Pending(self, None, tensor, tensor)
         options = c10d.BroadcastOptions()
         options.rootRank, options.rootTensor, options.timeout = 0, 0, self._timeout
-        self.finish(self._start(self._backend.broadcast, [tensor], options))
+        return Pending(self, self._start(self._backend.broadcast, [tensor], options), tensor, tensor)
 
     def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Pending:
         """rows [N, ...]: sent[r] of them go to rank r, in order; received[r] rows come from rank r. Returns at once."""
@@ -62,9 +62,19 @@ class Channel:
         if self._backend is None:
             return Pending(self, None, rows, rows)
         result = rows.new_empty(sum(received), *rows.shape[1:])
-        options = c10d.AllToAllOptions()
-        options.timeout = self._timeout
-        return Pending(self, self._start(self._backend.alltoall_base, result, rows, list(received), list(sent), options), result, rows)
+        work = self._start(self._backend.alltoall_base, result, rows, list(received), list(sent), self._all_to_all())
+        return Pending(self, work, result, rows)
+
+    def swap(self, parts: Sequence[Tensor], rows: int) -> Pending:
+        """parts[r] to rank r, over NCCL: they are spread over memory and never joined. Every rank sends this one `rows` rows.
+
+        Gives [size, rows, ...]. Nothing is copied from this rank to itself: its own rows of the result are left unwritten.
+        """
+        result = parts[0].new_empty(self.size, rows, *parts[0].shape[1:])
+        sent, received = list(parts), list(result.unbind(0))
+        sent[self.rank] = received[self.rank] = parts[0].new_empty(0)
+        work = self._start(self._backend.alltoall, received, sent, self._all_to_all())
+        return Pending(self, work, result, (sent, received))
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Pending:
         """counts[r] rows of every rank to rank 0, in the order of ranks; nothing to the others."""
@@ -93,6 +103,11 @@ class Channel:
         backend, self._backend = self._backend, None
         if backend is not None and self.device.type == "cuda":
             backend.abort()
+
+    def _all_to_all(self) -> Any:
+        options = c10d.AllToAllOptions()
+        options.timeout = self._timeout
+        return options
 
     def _start(self, call: Any, *arguments: Any) -> Any:
         try:

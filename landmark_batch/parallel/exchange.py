@@ -1,4 +1,4 @@
-"""What tensor ranks exchange inside a tile: partial sums to the owners of their samples, lists from the owners to all."""
+"""What tensor ranks exchange: partial sums to the owners of their samples, lists from the owners to all."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ class TensorExchange:
         self._count(own, own.shape[0] * (self.size - 1))
         return self._channel.exchange(torch.cat([own] * self.size), [own.shape[0]] * self.size, counts)
 
+    def swap(self, parts: Sequence[Tensor], rows: int) -> Pending:
+        """parts[r] [n, ...] to rank r; `rows` rows come from each: gives [size, rows, ...] as `Channel.swap`."""
+        for rank, part in enumerate(parts):
+            if rank != self.rank:
+                self._count(part, part.shape[0])
+        return self._channel.swap(parts, rows)
+
     def _count(self, rows: Tensor, count: int) -> None:
         self.sent += count * rows[:1].numel() * rows.element_size() if count else 0
 
@@ -43,6 +50,15 @@ class TensorExchange:
 def sum_in_rank_order(received: Tensor, size: int) -> Tensor:
     """[size * N, ...] of `partial_sums` -> [N, ...]: the partial sums of rank 0, plus those of rank 1, and so on. Overwrites received."""
     parts = received.view(size, received.shape[0] // size, *received.shape[1:])
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def add_in_rank_order(received: Tensor, own: Tensor, rank: int) -> Tensor:
+    """[size, N, ...] of `swap` and this rank's own part [N, ...] -> their sum, that of rank 0 first. Overwrites both."""
+    parts = [own if other == rank else part for other, part in enumerate(received.unbind(0))]
     total = parts[0]
     for part in parts[1:]:
         total += part

@@ -26,7 +26,9 @@ class Opcode(IntEnum):
 
 @dataclass(frozen=True)
 class Order:
-    """serial: counts the orders of a group. scene: a number that all ranks that render the same share. The rest as in `render`."""
+    """serial: counts the orders of a group. scene: a number that all ranks that render the same share. floats: gather the frame as it
+    was rendered, not in the store's dtypes. frame: its number in the flight, where ranks fetch what it needs. The rest as in `render`.
+    """
 
     opcode: Opcode
     serial: int
@@ -35,10 +37,13 @@ class Order:
     intrinsics: tuple[float, float, float, float]
     width: int
     height: int
+    floats: bool = True
+    frame: int | None = None
 
     def pack(self) -> Tensor:
         """[SIZE] float64."""
-        numbers = [int(self.opcode), self.serial, self.scene, *self.c2w.reshape(12).tolist(), *self.intrinsics, self.width, self.height]
+        camera = [*self.c2w.reshape(12).tolist(), *self.intrinsics, self.width, self.height]
+        numbers = [int(self.opcode), self.serial, self.scene, *camera, int(self.floats), -1 if self.frame is None else self.frame]
         return torch.tensor(numbers + [0.0] * (SIZE - len(numbers)), dtype=torch.float64)
 
     @classmethod
@@ -51,7 +56,9 @@ class Order:
             raise GroupError(f"order {numbers[0]:g} is unknown: the leader runs another version", remedy="install one version") from error
         fl_x, fl_y, cx, cy = numbers[15:19]
         pose = np.array(numbers[3:15], dtype=np.float64).reshape(3, 4)
-        return cls(opcode, int(numbers[1]), int(numbers[2]), pose, (fl_x, fl_y, cx, cy), int(numbers[19]), int(numbers[20]))
+        sizes = int(numbers[19]), int(numbers[20])
+        frame = int(numbers[22]) if numbers[22] >= 0 else None
+        return cls(opcode, int(numbers[1]), int(numbers[2]), pose, (fl_x, fl_y, cx, cy), *sizes, bool(numbers[21]), frame)
 
 
 def empty_order() -> Tensor:
@@ -63,7 +70,17 @@ def close_order(serial: int) -> Order:
     return Order(Opcode.CLOSE, serial, 0, np.zeros((3, 4)), (0.0, 0.0, 0.0, 0.0), 0, 0)
 
 
-def render_order(serial: int, scene: int, c2w: NDArray[np.floating], intrinsics: Sequence[SupportsFloat], width: int, height: int) -> Order:
+def render_order(
+    serial: int,
+    scene: int,
+    c2w: NDArray[np.floating],
+    intrinsics: Sequence[SupportsFloat],
+    width: int,
+    height: int,
+    *,
+    floats: bool = True,
+    frame: int | None = None,
+) -> Order:
     """Raises CameraError for a pose, a lens or a size that no rank can render: what is sent is always in order."""
     pose = np.asarray(c2w)
     if pose.dtype.kind not in "fiu":
@@ -82,4 +99,4 @@ def render_order(serial: int, scene: int, c2w: NDArray[np.floating], intrinsics:
     for name, value in (("width", width), ("height", height)):
         if not isinstance(value, (int, np.integer)) or not 1 <= value <= MAX_SIDE:
             raise CameraError(f"{name} = {value!r}: a whole number from 1 to {MAX_SIDE}", remedy="set the frame's size in pixels")
-    return Order(Opcode.RENDER, serial, scene, matrix, (lens[0], lens[1], lens[2], lens[3]), int(width), int(height))
+    return Order(Opcode.RENDER, serial, scene, matrix, (lens[0], lens[1], lens[2], lens[3]), int(width), int(height), floats, frame)

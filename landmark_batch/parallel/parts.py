@@ -1,107 +1,152 @@
-"""What one rank of a group renders of a frame: whole tiles, single rays, or its share of tiles over tensor ranks."""
+"""What one rank of a group renders of a frame: whole tiles, single rays, or its share of the rays over tensor ranks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from landmark_batch import kernels
+from landmark_batch.model.blocks import FETCH_COUNTERS, FrameFetcher
 from landmark_batch.model.fused import FusedRenderer
+from landmark_batch.model.fused_passes import RayPasses
+from landmark_batch.model.passes import TilePasses
 from landmark_batch.model.pool import TilePool
-from landmark_batch.model.renderer import STAGES, Renderer
+from landmark_batch.model.renderer import STAGES, Renderer, TileOutput
 from landmark_batch.model.settings import RenderSettings
 from landmark_batch.scene.weights import SceneWeights
 
 from .exchange import TensorExchange
-from .fused_tensor import FusedTensorStages, fused_tile_steps
+from .fused_tensor import FusedTensorStages
 from .group import RenderGroup
 from .orders import Order
 from .share import FrameShare, ray_shares
 from .stages import TensorStages
-from .tensor import TileSteps, run_tiles, tile_steps
+from .tensor import run_tiles, tile_steps
+from .tensor_frame import TensorFrames
 
-COUNTERS = ("rays", "samples", "survived", "coloured", "tensor_bytes")
+COUNTERS = ("rays", "samples", "survived", "coloured", "tensor_bytes", *FETCH_COUNTERS)
 TIMES = (*STAGES, "exchange")
 FRAME_SIZES = 4  # sizes of frame whose shares are kept
 
-Sums = tuple[Tensor, dict[str, int], dict[str, float]]  # [P, 5] rgb, depth, alpha of this rank's pixels; counters; seconds by stage
+
+@dataclass(frozen=True)
+class Sums:
+    """rgb [P, 3] before the background, depth [P], alpha [P] of a rank's pixels, in their order. seconds: by stage."""
+
+    rgb: Tensor
+    depth: Tensor
+    alpha: Tensor
+    counters: dict[str, int]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def open_part(group: RenderGroup, weights: SceneWeights, settings: RenderSettings, device: torch.device, threads: int) -> Part:
-    """This rank's part of the frames of a scene, by shape of the group, runtime and device."""
+def open_part(
+    group: RenderGroup,
+    weights: SceneWeights,
+    settings: RenderSettings,
+    device: torch.device,
+    threads: int,
+    fetcher: FrameFetcher | None = None,
+) -> Part:
+    """This rank's part of the frames of a scene, by shape of the group, runtime and device. fetcher: as for GroupRenderer."""
+    fused = settings.runtime == "fused" and device.type == "cuda"
     if group.membership.shape.tensor > 1:
-        return TensorPart(group, weights, settings, device, threads)
-    if settings.runtime == "fused" and device.type == "cuda":
-        return RayPart(group, weights, settings, device)
-    return TilePart(group, weights, settings, device, threads)
+        kind: type[Part] = FusedTensorPart if fused else TensorPart
+    else:
+        kind = RayPart if fused else TilePart
+    return kind(group, weights, settings, device, threads, fetcher)
 
 
 class Part(ABC):
     """What this rank renders of a frame."""
 
-    def __init__(self, group: RenderGroup, settings: RenderSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        group: RenderGroup,
+        weights: SceneWeights,
+        settings: RenderSettings,
+        device: torch.device,
+        threads: int,
+        fetcher: FrameFetcher | None,
+    ) -> None:
         self.shape, self.rank = group.membership.shape, group.rank
         self.row = group.membership.data_index
         self.settings, self.device = settings, device
-        self.frame_share = lru_cache(maxsize=FRAME_SIZES)(
-            lambda width, height: FrameShare.of_tiles(width, height, settings.samples, self.shape, device)
-        )
-        self.order = lru_cache(maxsize=FRAME_SIZES)(lambda width, height: torch.cat([*self.pixels(width, height)]))
+        self.fetcher = fetcher
+        self.tables = fetcher.tables if fetcher is not None else None
+        self.open(group, weights, threads)
+
+    def render(self, order: Order) -> Sums:
+        """This rank's pixels; with a fetcher, of a scene whose blocks come as they are needed."""
+        fetcher = self.fetcher
+        if fetcher is None:
+            return self.sums(order)
+        camera = order.frame, order.c2w, order.intrinsics, order.width, order.height
+        blocks, looked = fetcher.begin(*camera), False
+        while True:
+            try:
+                if len(blocks) <= fetcher.capacity:
+                    with fetcher.hold(blocks):
+                        found = self.sums(order)
+                else:
+                    found = self.sums_in_passes(order, blocks, fetcher)
+                return replace(found, counters=found.counters | fetcher.counted())
+            except kernels.AbsentBlockError:
+                if looked:
+                    raise
+                looked = True
+                blocks = sorted({*blocks, *fetcher.look(*camera)})
 
     @abstractmethod
-    def render(self, order: Order) -> Sums: ...
+    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
+        """Make what renders."""
 
+    @abstractmethod
+    def sums(self, order: Order) -> Sums:
+        """With all blocks present that it needs."""
+
+    @abstractmethod
+    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
+        """With fewer slots than the blocks it needs."""
+
+    @abstractmethod
     def pixels(self, width: int, height: int) -> Sequence[Tensor]:
         """Pixels [P] int64 of each rank."""
-        return self.frame_share(width, height).pixels
 
+    @abstractmethod
     def sizes(self, width: int, height: int) -> Sequence[int]:
         """Pixels of each rank."""
-        return self.frame_share(width, height).sizes
 
     def close(self) -> None:
         return
 
 
-class TilePart(Part):
-    """Whole tiles, by the renderer of one rank."""
+class _TiledPart(Part):
+    """Tiles go to the data rows, runs of their rays to the tensor ranks."""
 
-    def __init__(self, group: RenderGroup, weights: SceneWeights, settings: RenderSettings, device: torch.device, threads: int) -> None:
-        super().__init__(group, settings, device)
-        self._renderer = Renderer(weights, settings, device, threads=threads)
+    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
+        self.frame_share = lru_cache(maxsize=FRAME_SIZES)(
+            lambda width, height: FrameShare.of_tiles(width, height, self.settings.samples, self.shape, self.device)
+        )
 
-    def render(self, order: Order) -> Sums:
-        tiles = self.frame_share(order.width, order.height).tiles[self.row]
-        counters, seconds = dict.fromkeys(COUNTERS, 0), dict.fromkeys(STAGES, 0.0)
-        rows = [torch.empty(0, 5, device=self.device)]
-        for part in self._renderer.render_tiles(order.c2w, order.intrinsics, order.width, tiles):
-            rows.append(_columns(part.rgb, part.depth, part.alpha))
-            for name, count in part.counters.items():
-                counters[name] += count
-            for name, value in part.stages.items():
-                seconds[name] += value
-        return torch.cat(rows), counters, seconds
+    def pixels(self, width: int, height: int) -> Sequence[Tensor]:
+        return self.frame_share(width, height).pixels
 
-    def close(self) -> None:
-        self._renderer.close()
+    def sizes(self, width: int, height: int) -> Sequence[int]:
+        return self.frame_share(width, height).sizes
 
 
-class RayPart(Part):
-    """Single rays, by the fused renderer of one GPU."""
+class _RaysPart(Part):
+    """Squares of rays go to the ranks."""
 
-    def __init__(self, group: RenderGroup, weights: SceneWeights, settings: RenderSettings, device: torch.device) -> None:
-        super().__init__(group, settings, device)
-        self._renderer = FusedRenderer(weights, settings, device)
-        self._shares = lru_cache(maxsize=FRAME_SIZES)(partial(ray_shares, data=self.shape.data, device=device))
-
-    def render(self, order: Order) -> Sums:
-        pixels = self.pixels(order.width, order.height)[self.row]
-        rgb, depth, alpha, counters = self._renderer.render_pixels(order.c2w, order.intrinsics, order.width, pixels)
-        return _columns(rgb, depth, alpha), counters | {"tensor_bytes": 0}, {}
+    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
+        self._shares = lru_cache(maxsize=FRAME_SIZES)(partial(ray_shares, count=self.shape.size, device=self.device))
 
     def pixels(self, width: int, height: int) -> Sequence[Tensor]:
         return self._shares(width, height)
@@ -110,42 +155,130 @@ class RayPart(Part):
         return [pixels.shape[0] for pixels in self._shares(width, height)]
 
 
-class TensorPart(Part):
+class TilePart(_TiledPart):
+    """Whole tiles, by the renderer of one rank."""
+
+    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
+        super().open(group, weights, threads)
+        self._renderer = Renderer(weights, self.settings, self.device, threads=threads, tables=self.tables)
+        if self.fetcher is not None:
+            self._passes = TilePasses(self._renderer, self.fetcher.tables.division, self.fetcher.cut)
+
+    def sums(self, order: Order) -> Sums:
+        tiles = self.frame_share(order.width, order.height).tiles[self.row]
+        return self._joined(self._renderer.render_tiles(order.c2w, order.intrinsics, order.width, tiles))
+
+    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
+        tiles = self.frame_share(order.width, order.height).tiles[self.row]
+        return self._joined(self._passes.render_tiles(order.c2w, order.intrinsics, order.width, tiles, fetcher))
+
+    def _joined(self, outputs: Iterable[TileOutput]) -> Sums:
+        counters, seconds = dict.fromkeys(COUNTERS, 0), dict.fromkeys(STAGES, 0.0)
+        parts = []
+        for part in outputs:
+            parts.append((part.rgb, part.depth, part.alpha))
+            for name, count in part.counters.items():
+                counters[name] += count
+            for name, value in part.stages.items():
+                seconds[name] += value
+        return Sums(*_joined(parts, self.device), counters, seconds)
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+class RayPart(_RaysPart):
+    """Single rays, by the fused renderer of one GPU."""
+
+    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
+        super().open(group, weights, threads)
+        self._renderer = FusedRenderer(weights, self.settings, self.device, tables=self.tables)
+        if self.tables is not None:
+            self._passes = RayPasses(self._renderer, self.tables)
+
+    def sums(self, order: Order) -> Sums:
+        pixels = self.pixels(order.width, order.height)[self.rank]
+        return Sums(*self._renderer.render_pixels(order.c2w, order.intrinsics, order.width, pixels))
+
+    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
+        pixels = self.pixels(order.width, order.height)[self.rank]
+        return Sums(*self._passes.render_pixels(order.c2w, order.intrinsics, order.width, pixels, blocks, fetcher))
+
+
+class TensorPart(_TiledPart):
     """A run of rays of each tile of this rank's row, by all tensor ranks together."""
 
-    def __init__(self, group: RenderGroup, weights: SceneWeights, settings: RenderSettings, device: torch.device, threads: int) -> None:
-        super().__init__(group, settings, device)
-        fused = settings.runtime == "fused" and device.type == "cuda"
-        self._stages = FusedTensorStages(weights, settings, device) if fused else TensorStages(weights, settings, device)
-        self._steps: Callable[..., TileSteps] = fused_tile_steps if fused else tile_steps
-        kind, patches = self._stages.tiles, self._stages.patches
-        self.frame_share = lru_cache(maxsize=FRAME_SIZES)(
-            lambda width, height: FrameShare.of_tiles(width, height, settings.samples, self.shape, device, kind, patches=patches)
-        )
+    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
+        super().open(group, weights, threads)
+        self._stages = TensorStages(weights, self.settings, self.device, self.tables)
         self._exchange = TensorExchange(group.tensor)
-        self._pool = TilePool(threads if device.type == "cpu" else 0)
+        self._pool = TilePool(threads if self.device.type == "cpu" else 0)
+        self._single = TilePool(min(1, self._pool.threads))
 
-    def render(self, order: Order) -> Sums:
-        pose = torch.as_tensor(order.c2w.astype(np.float32)).to(self.device)
-        lens = torch.tensor(order.intrinsics, dtype=torch.float32, device=self.device)
+    def sums(self, order: Order) -> Sums:
+        return self._run(order, self._pool)
+
+    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
+        with self._stages.in_passes(fetcher):  # one tile at a time: one hold ends before the next begins
+            return self._run(order, self._single)
+
+    def _run(self, order: Order, pool: TilePool) -> Sums:
+        pose, lens = _camera(order, self.device)
         before = self._exchange.sent
         tiles = self.frame_share(order.width, order.height).tiles[self.row]
-        begin = [partial(self._steps, self._stages, self._exchange, pose, lens, order.width, tile) for tile in tiles]
-        owned, waited = run_tiles(begin, self._pool, self._stages.running)
-        rows = torch.cat([torch.empty(0, 5, device=self.device), *(_columns(part.rgb, part.depth, part.alpha) for part in owned)])
+        begin = [partial(tile_steps, self._stages, self._exchange, pose, lens, order.width, tile) for tile in tiles]
+        owned, waited = run_tiles(begin, pool, self._stages.running)
+        rgb, depth, alpha = _joined([(part.rgb, part.depth, part.alpha) for part in owned], self.device)
         counters = {
-            "rays": rows.shape[0],
-            "samples": rows.shape[0] * self.settings.samples,
+            "rays": rgb.shape[0],
+            "samples": rgb.shape[0] * self.settings.samples,
             "survived": sum(part.survived for part in owned),
             "coloured": sum(part.coloured for part in owned),
             "tensor_bytes": self._exchange.sent - before,
         }
-        return rows, counters, {"exchange": waited} if self.device.type == "cpu" else {}
+        return Sums(rgb, depth, alpha, counters, {"exchange": waited} if self.device.type == "cpu" else {})
 
     def close(self) -> None:
         self._pool.close()
+        self._single.close()
 
 
-def _columns(rgb: Tensor, depth: Tensor, alpha: Tensor) -> Tensor:
-    """[R, 5]."""
-    return torch.cat([rgb, depth[:, None], alpha[:, None]], dim=1)
+class FusedTensorPart(_RaysPart):
+    """Single rays, by the fused kernels of all GPUs of a row together."""
+
+    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
+        super().open(group, weights, threads)
+        self._exchange = TensorExchange(group.tensor)
+        self._stages = FusedTensorStages(weights, self.settings, self.device, self.tables)
+        self._frames = TensorFrames(self._stages, self._exchange)
+        self._owned = lru_cache(maxsize=FRAME_SIZES)(self._row_pixels)
+
+    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
+        with self._stages.in_passes(blocks, fetcher):
+            return self.sums(order)
+
+    def sums(self, order: Order) -> Sums:
+        before = self._exchange.sent
+        pixels = self._owned(order.width, order.height)
+        rgb, depth, alpha, counters = self._frames.render(*_camera(order, self.device), order.width, pixels, self.shape.size)
+        rays = rgb.shape[0]
+        counted = {"rays": rays, "samples": rays * self.settings.samples, "tensor_bytes": self._exchange.sent - before}
+        return Sums(rgb, depth, alpha, counters | counted)
+
+    def _row_pixels(self, width: int, height: int) -> tuple[Tensor, ...]:
+        """Pixels of each tensor rank of this rank's row."""
+        first = self.row * self.shape.tensor
+        return tuple(self.pixels(width, height)[first : first + self.shape.tensor])
+
+
+def _camera(order: Order, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pose [3, 4] and lens [4] on the device."""
+    pose = torch.as_tensor(order.c2w.astype(np.float32)).to(device)
+    return pose, torch.tensor(order.intrinsics, dtype=torch.float32, device=device)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """rgb, depth and alpha of all parts, one after another."""
+    nothing = torch.empty(0, device=device)
+    rgb, depth, alpha = (list(column) for column in zip((torch.empty(0, 3, device=device), nothing, nothing), *parts, strict=True))
+    return torch.cat(rgb), torch.cat(depth), torch.cat(alpha)

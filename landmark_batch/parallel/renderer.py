@@ -1,11 +1,12 @@
-"""GroupRenderer: one scene rendered by all ranks of a group. The leader calls `render`, the others are in `serve`."""
+"""GroupRenderer: one scene rendered by all ranks of a group. The leader begins frames, the others are in `serve`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import SupportsFloat
 
 import numpy as np
@@ -14,15 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import GroupError
-from landmark_batch.model.output import RenderOutput, on_background
+from landmark_batch.model.blocks import FrameFetcher
+from landmark_batch.model.output import RenderOutput
 from landmark_batch.model.profile import span
+from landmark_batch.model.quantise import Output
 from landmark_batch.model.renderer import full_precision
 from landmark_batch.model.settings import RenderSettings
 from landmark_batch.scene.weights import SceneWeights
 
+from .channel import Pending
+from .flight import PendingFrame, RenderThread
 from .group import RenderGroup
 from .orders import Opcode, Order, close_order, empty_order, render_order
-from .parts import COUNTERS, TIMES, open_part
+from .parts import open_part
+from .pixels import FLOATS, Layout, QuantisedFrame, totals
+
+IN_FLIGHT = 2  # frames begun and not yet rendered
+
+GroupFrame = RenderOutput | QuantisedFrame
 
 
 class GroupRenderer:
@@ -33,44 +43,91 @@ class GroupRenderer:
     depend on their number, and on nothing else.
 
     weights: the scene, or this rank's channels of it (`ChannelShard(tensor_index, tensor)`). threads: tiles at once on a CPU.
+    outputs: what a store wants of a frame: pixels are then rounded to its dtypes on the ranks that render them, and a quarter of the
+    bytes is gathered; None gathers floats. fetcher: brings this rank's share of blocks, weights being its base. All methods of the
+    leader belong to one thread at a time.
     Raises GroupError for weights of another share. A GroupError of any method means that the group is lost: end the process.
     """
 
     def __init__(
-        self, group: RenderGroup, weights: SceneWeights, settings: RenderSettings, device: torch.device | str = "cpu", threads: int = 1
+        self,
+        group: RenderGroup,
+        weights: SceneWeights,
+        settings: RenderSettings,
+        device: torch.device | str = "cpu",
+        threads: int = 1,
+        *,
+        outputs: Sequence[Output] | None = None,
+        fetcher: FrameFetcher | None = None,
     ) -> None:
         self.group, self.settings, self.config = group, settings, weights.config
         self.device = torch.device(device)
         _check_share(group, weights)
-        self._scene = _scene_number(weights, settings)
+        self._floats = Layout(FLOATS)
+        self._rounded = Layout(tuple(outputs)) if outputs else None
+        self._scene = _scene_number(weights, settings, outputs)
         self._serial = 0
         self._lost = self._closed = False
-        self._part = open_part(group, weights, settings, self.device, threads)
+        self._part = open_part(group, weights, settings, self.device, threads, fetcher)
+        self._thread = RenderThread(f"landmark-frames-{group.membership.group}")
+        self._flight: deque[PendingFrame[GroupFrame]] = deque()
+        self._leaving: deque[Pending] = deque()  # this rank's pixels, on their way to the leader
+        self._side: torch.cuda.Stream | None = None
 
-    def render(self, c2w: NDArray[np.floating], intrinsics: Sequence[SupportsFloat], width: int, height: int) -> RenderOutput:
-        """One frame, on the leader. Arguments as for Renderer.render. counters are summed over ranks; tensor_bytes: sent among tensor
-        ranks. stages: seconds summed over ranks (CPU).
+    def render(
+        self,
+        c2w: NDArray[np.floating],
+        intrinsics: Sequence[SupportsFloat],
+        width: int,
+        height: int,
+        *,
+        frame: int | None = None,
+        floats: bool = False,
+    ) -> GroupFrame:
+        """One frame: `begin` and `finish` in one."""
+        return self.begin(c2w, intrinsics, width, height, frame=frame, floats=floats).finish()
+
+    def begin(
+        self,
+        c2w: NDArray[np.floating],
+        intrinsics: Sequence[SupportsFloat],
+        width: int,
+        height: int,
+        *,
+        frame: int | None = None,
+        floats: bool = False,
+    ) -> PendingFrame[GroupFrame]:
+        """Have all ranks render a frame, on the leader; `finish` of what is returned gives it. Begin the next frame before: its
+        rendering then runs while this one is gathered and read. Waits while IN_FLIGHT frames are being rendered.
+
+        Arguments as for Renderer.render. frame: its number in the flight, for a fetcher. floats: a RenderOutput, though the renderer was
+        made for a store. A frame's counters are summed over ranks; tensor_bytes: sent among tensor ranks. stages: seconds summed over
+        ranks (CPU).
 
         Raises CameraError for a wrong pose, lens or size, and the group goes on; GroupError where a rank is lost.
         """
         if not self.group.leader:
             raise GroupError(f"{self.group.membership.describe()} serves its leader, which alone renders")
         self._check_open()
-        order = render_order(self._serial + 1, self._scene, c2w, intrinsics, width, height)
+        exact = floats or self._rounded is None
+        order = render_order(self._serial + 1, self._scene, c2w, intrinsics, width, height, floats=exact, frame=frame)
+        while len(self._flight) >= IN_FLIGHT:
+            self._flight.popleft().settle()
+        self._check_open()
         with self._guarded():
-            self._send(order)
-            output = self._render(order)
-        assert output is not None
-        return output
+            self._serial = order.serial
+            told = self.group.control.broadcast(order.pack())
+            pending = PendingFrame(self._thread.submit(lambda: self._lead(order, told)))
+        self._flight.append(pending)
+        return pending
 
     def serve(self) -> None:
         """Do what the leader orders until it closes its renderer, on every other rank. Raises what rendering raises."""
         self._check_open()
         with self._guarded():
+            coming = self.group.control.broadcast(empty_order())
             while True:
-                buffer = empty_order()
-                self.group.control.broadcast(buffer)
-                order = Order.unpack(buffer)
+                order = Order.unpack(coming.wait())
                 self._serial += 1
                 if order.serial != self._serial:
                     raise GroupError(
@@ -78,13 +135,15 @@ class GroupRenderer:
                         remedy="every rank makes its renderers in the same order",
                     )
                 if order.opcode is Opcode.CLOSE:
+                    self._drain()
                     return
                 if order.scene != self._scene:
                     raise GroupError(
                         f"{self.group.membership.describe()} has another scene, or other settings, than its leader",
                         remedy="give every rank the same job, the same checkpoint and the same version",
                     )
-                self._render(order)
+                coming = self.group.control.broadcast(empty_order())  # the next one comes while this one is rendered
+                self._follow(order)
 
     def close(self) -> None:
         """End the renderer's threads; on the leader, have the other ranks return from `serve`. The group stays."""
@@ -92,60 +151,115 @@ class GroupRenderer:
             return
         self._closed = True
         try:
+            self._thread.close(wait=not self._lost)
             if self.group.leader and not self._lost:
-                self._send(close_order(self._serial + 1))
+                self._serial += 1
+                self.group.control.broadcast(close_order(self._serial).pack()).wait()
+                self._drain()
         finally:
             self._part.close()
 
-    def _send(self, order: Order) -> None:
-        self._serial = order.serial
-        self.group.control.broadcast(order.pack())
+    def _follow(self, order: Order) -> None:
+        """A frame on a rank that does not lead. It goes on before the leader has the pixels."""
+        with self._computing():
+            packed = self._render(order)
+            with span("gather", self.device):
+                self._leaving.append(self.group.pixels.gather(packed, []))
+                while len(self._leaving) > IN_FLIGHT:
+                    self._leaving.popleft().wait()
 
-    def _render(self, order: Order) -> RenderOutput | None:
-        group, device = self.group, self.device
-        chosen: AbstractContextManager[object] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with torch.inference_mode(), full_precision(), chosen:
-            rows, counters, seconds = self._part.render(order)
-            with span("gather", device):
-                pending = group.pixels.gather(rows, self._part.sizes(order.width, order.height))
-                numbers = [counters[name] for name in COUNTERS] + [seconds.get(name, 0.0) for name in TIMES]
-                size = group.membership.shape.size
-                table = group.frame.gather(torch.tensor([numbers], dtype=torch.float64), [1] * size).wait()
-                everything = pending.wait()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)  # a loss shows here, not in whoever reads the frame
-            if not group.leader:
-                return None
-            return self._assemble(order, everything, table.sum(0).tolist())
+    def _lead(self, order: Order, told: Pending) -> Callable[[], GroupFrame]:
+        """A frame on the leader, in the thread of frames; what is returned waits for the device and gives it."""
+        if self._lost:
+            self._check_open()
+        with self._guarded(), self._computing():
+            packed = self._render(order)
+            with span("gather", self.device):
+                told.wait()
+                layout, size = self._layout(order), (order.width, order.height)
+                pixels, counts = self._part.pixels(*size), [layout.size(count) for count in self._part.sizes(*size)]
+                gathered = self.group.pixels.gather(packed[:0], [0, *counts[1:]])  # its own pixels are here already
+                if self.device.type != "cuda":
+                    parts = [packed, *torch.split(gathered.wait(), counts[1:])]
+                    frame = layout.assemble(parts, pixels)
+                    return lambda: self._finished(order, layout, frame)
+                return self._fetch(order, layout, packed, gathered, counts, pixels)
 
-    def _assemble(self, order: Order, rows: Tensor, totals: list[float]) -> RenderOutput:
-        width, height = order.width, order.height
-        frame = torch.empty(width * height, 5, dtype=torch.float32, device=self.device)
-        frame[self._part.order(width, height)] = rows
-        frame = frame.view(height, width, 5)
-        rgb, depth, alpha = frame[..., :3].contiguous(), frame[..., 3].contiguous(), frame[..., 4].contiguous()
-        counters = {name: int(value) for name, value in zip(COUNTERS, totals, strict=False)}
-        seconds = {name: value for name, value in zip(TIMES, totals[len(COUNTERS) :], strict=True) if value > 0}
-        return RenderOutput(on_background(rgb, alpha, self.settings.background), depth, alpha, counters, seconds)
+    def _fetch(
+        self, order: Order, layout: Layout, packed: Tensor, gathered: Pending, counts: Sequence[int], pixels: Sequence[Tensor]
+    ) -> Callable[[], GroupFrame]:
+        """Assemble a frame beside the rendering of the next one, which has the device's main stream."""
+        main = torch.cuda.current_stream(self.device)
+        if self._side is None:
+            self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side = self._side
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            everything = gathered.wait()
+            for used in (packed, everything):
+                used.record_stream(side)
+            parts = [packed, *torch.split(everything, list(counts[1:]))]
+            frame = layout.assemble(parts, pixels)
+            if not order.floats:
+                host = torch.empty(frame.shape[0], dtype=torch.uint8, pin_memory=True)
+                frame = host.copy_(frame, non_blocking=True)
+            else:
+                frame.record_stream(main)  # whose it is from now on
+            over = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            over.record(side)
+
+        def finish() -> GroupFrame:
+            with self._guarded():  # a loss shows here, not in whoever reads the frame
+                over.synchronize()
+            return self._finished(order, layout, frame)
+
+        return finish
+
+    def _finished(self, order: Order, layout: Layout, frame: Tensor) -> GroupFrame:
+        width, height, ranks = order.width, order.height, self.group.membership.shape.size
+        if not order.floats:
+            return QuantisedFrame(layout, frame, width, height, ranks)
+        count = width * height
+        rgb, depth, alpha = (layout.values(frame, index, count) for index in range(len(FLOATS)))
+        counters, seconds = totals(layout.numbers(frame, count, ranks))
+        return RenderOutput(rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, seconds)
+
+    def _render(self, order: Order) -> Tensor:
+        """This rank's pixels, packed."""
+        sums = self._part.render(order)
+        with span("round", self.device):
+            return self._layout(order).pack(sums, self.settings.background)
+
+    def _layout(self, order: Order) -> Layout:
+        return self._floats if order.floats or self._rounded is None else self._rounded
+
+    def _drain(self) -> None:
+        """Wait until all pixels have left: a group that closes lets nothing through any more."""
+        while self._leaving:
+            self._leaving.popleft().wait()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _check_open(self) -> None:
         if self._lost or self._closed:
             state = "is lost" if self._lost else "has closed this renderer"
             raise GroupError(f"{self.group.membership.describe()} {state}", remedy="end this process; a new group takes over")
 
-    def _guarded(self) -> AbstractContextManager[None]:
-        return _Guard(self)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Where a rank renders: on its device, with full precision, remembering nothing for gradients."""
+        chosen: AbstractContextManager[object] = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), full_precision(), chosen:
+            yield
 
-
-class _Guard(AbstractContextManager[None]):
-    """Whatever is raised inside, the ranks are out of step afterwards."""
-
-    def __init__(self, renderer: GroupRenderer) -> None:
-        self._renderer = renderer
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._renderer._lost = True
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever is raised inside, the ranks are out of step afterwards."""
+        try:
+            yield
+        except BaseException:
+            self._lost = True
+            raise
 
 
 def _check_share(group: RenderGroup, weights: SceneWeights) -> None:
@@ -160,7 +274,8 @@ def _check_share(group: RenderGroup, weights: SceneWeights) -> None:
         )
 
 
-def _scene_number(weights: SceneWeights, settings: RenderSettings) -> int:
-    """A number below 2**48, which float64 holds, that ranks with other scenes or settings do not share."""
+def _scene_number(weights: SceneWeights, settings: RenderSettings, outputs: Sequence[Output] | None) -> int:
+    """A number below 2**48, which float64 holds, that ranks with other scenes, settings or outputs do not share."""
     text = json.dumps(settings.pixel_settings(), sort_keys=True, default=str) + repr(weights.config)
+    text += repr([(output.name, output.dtype, output.channels) for output in outputs or ()])
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)

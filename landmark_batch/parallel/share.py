@@ -35,10 +35,9 @@ def row_tiles(width: int, height: int, samples: int, device_type: str, data: int
 
 
 @lru_cache(maxsize=64)
-def tile_pixels(tile: Tile, width: int, device: torch.device, *, patches: bool = False) -> Tensor:
-    """Indices row * width + column [rays] int64 of a tile, row by row, or patch by patch in the order of `tile_order`."""
-    pixels = tile.pixels(width, device)
-    return pixels[tile_order(tile.right - tile.left, tile.bottom - tile.top, device)] if patches else pixels
+def tile_pixels(tile: Tile, width: int, device: torch.device) -> Tensor:
+    """Indices row * width + column [rays] int64 of a tile, row by row."""
+    return tile.pixels(width, device)
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,16 @@ class FrameShare:
     tiles: tuple[tuple[Tile, ...], ...]
     sizes: tuple[int, ...]
     device: torch.device
-    patches: bool = False
 
     @classmethod
-    def of_tiles(
-        cls, width: int, height: int, samples: int, shape: GroupShape, device: torch.device, kind: str = "", *, patches: bool = False
-    ) -> FrameShare:
-        """Whole tiles to data rows, runs of each tile's rays to tensor ranks. kind: of tiles, default the device's type."""
-        tiles = row_tiles(width, height, samples, kind or device.type, shape.data)
+    def of_tiles(cls, width: int, height: int, samples: int, shape: GroupShape, device: torch.device) -> FrameShare:
+        """Whole tiles to data rows, runs of each tile's rays to tensor ranks."""
+        tiles = row_tiles(width, height, samples, device.type, shape.data)
         sizes = []
         for rank in range(shape.size):
             shares = [owned_rays(tile.rays, shape.tensor_index(rank), shape.tensor) for tile in tiles[shape.data_index(rank)]]
             sizes.append(sum(stop - start for start, stop in shares))
-        return cls(width, height, shape, tuple(tuple(row) for row in tiles), tuple(sizes), device, patches)
+        return cls(width, height, shape, tuple(tuple(row) for row in tiles), tuple(sizes), device)
 
     @cached_property
     def pixels(self) -> tuple[Tensor, ...]:
@@ -73,13 +69,32 @@ class FrameShare:
         parts = [torch.empty(0, dtype=torch.int64, device=self.device)]
         for tile in self.tiles[self.shape.data_index(rank)]:
             start, stop = owned_rays(tile.rays, self.shape.tensor_index(rank), self.shape.tensor)
-            parts.append(tile_pixels(tile, self.width, self.device, patches=self.patches)[start:stop])
+            parts.append(tile_pixels(tile, self.width, self.device)[start:stop])
         return torch.cat(parts)
 
 
-def ray_shares(width: int, height: int, data: int, device: torch.device) -> list[Tensor]:
-    """Pixels [P] int64 of each data row where the unit is the ray: squares of MACRO pixels, inside them the order of `tile_order`."""
+def ray_shares(width: int, height: int, count: int, device: torch.device) -> list[Tensor]:
+    """Pixels [P] int64 of each of `count` shares where the unit is the ray: squares of MACRO pixels along diagonals, inside them the
+    order of `tile_order`.
+    """
     order = tile_order(width, height, device)
-    row = torch.div(order, width, rounding_mode="floor")
-    square = torch.div(order - row * width, MACRO[0], rounding_mode="floor") + torch.div(row, MACRO[1], rounding_mode="floor")
-    return [order[square % data == index] for index in range(data)]
+    column, row = _square(order, width)
+    return [order[(column + row) % count == index] for index in range(count)]
+
+
+def ray_batches(pixels: Tensor, width: int, shares: int, count: int) -> list[Tensor]:
+    """Places [B] int64 in `pixels`, one of so many `ray_shares`, of each of `count` batches: whole squares from all over the frame,
+    so that batches find about as many samples.
+    """
+    if count == 1:
+        return [torch.arange(pixels.shape[0], device=pixels.device)]
+    column, row = _square(pixels, width)
+    batch = (torch.div(column, shares, rounding_mode="floor") + row) % count
+    return [(batch == index).nonzero().view(-1) for index in range(count)]
+
+
+def _square(pixels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Column and row [P] of the squares in which pixels lie."""
+    row = torch.div(pixels, width, rounding_mode="floor")
+    column = torch.div(pixels - row * width, MACRO[0], rounding_mode="floor")
+    return column, torch.div(row, MACRO[1], rounding_mode="floor")

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from landmark_batch import kernels
+from landmark_batch.model.blocks import BlockTables, FrameFetcher
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import Field
+from landmark_batch.model.passes import FieldInPasses
 from landmark_batch.model.profile import span
 from landmark_batch.model.runtime import load_runtime
 from landmark_batch.model.sampling import Sampler, Samples
@@ -32,30 +34,32 @@ class Weighed:
 
 
 class TensorStages:
-    """With the plain ops, in torch or compiled for the CPU. weights: a share of a scene's channels.
+    """With the plain ops, in torch or compiled for the CPU. weights: a share of a scene's channels."""
 
-    tiles: which of `model.tiles` sizes they take. patches: rays of a tile are taken patch by patch, not row by row.
-    """
-
-    patches = False
-
-    def __init__(self, weights: SceneWeights, settings: RenderSettings, device: torch.device) -> None:
+    def __init__(self, weights: SceneWeights, settings: RenderSettings, device: torch.device, tables: BlockTables | None = None) -> None:
         self.settings, self.config, self.device = settings, weights.config, device
-        self.tiles = device.type
         load_runtime(settings.runtime, device.type)
         with torch.inference_mode():
             self._decoder = Decoder(weights, settings.appearance, device)
-            self._load(weights)
-
-    def _load(self, weights: SceneWeights) -> None:
-        self._sampler = Sampler(self.config, self.settings, weights.mask, self.device)
-        self._field = Field(weights, self.settings.precision, self.device)
+            self._sampler = Sampler(self.config, settings, weights.mask, device)
+            self._field: Field | FieldInPasses = Field(weights, settings.precision, device, tables)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where the methods are called: this thread's ops are those of the runtime, and remember nothing for gradients."""
         with torch.inference_mode(), kernels.plain_ops() if self.settings.runtime == "torch" else nullcontext():
             yield
+
+    @contextmanager
+    def in_passes(self, fetcher: FrameFetcher) -> Iterator[None]:
+        """Inside, blocks are brought as samples need them, a few at a time."""
+        field = self._field
+        assert isinstance(field, Field)
+        self._field = FieldInPasses(field, self.config, fetcher.tables.division, fetcher.cut, fetcher)
+        try:
+            yield
+        finally:
+            self._field = field
 
     def march_density(self, rays: Tensor) -> tuple[Samples, Tensor]:
         """Samples of rays [R, 6], the same on every rank, and this rank's part [M] of their density features."""

@@ -1,8 +1,8 @@
 """Tiles over tensor ranks: what one of them takes, and how several are in flight.
 
-A tile is a generator that yields each exchange it needs, not yet started, and gets what was received. So that ranks wait little, two
-banks of tiles take turns: while one bank's exchanges run, the other bank computes. The order of exchanges follows from the tiles
-alone, never from time, and is the same on all ranks.
+A tile (or a batch of rays, see `fused_tensor`) is a generator that yields each exchange it needs, not yet started, and gets what was
+received. So that ranks wait little, two banks of tiles take turns: while one bank's exchanges run, the other bank computes. The order
+of exchanges follows from the tiles alone, never from time, and is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class OwnedRays:
     coloured: int
 
 
+Result = TypeVar("Result")
 TileSteps = Generator[Step, Tensor, OwnedRays]
 
 
@@ -81,14 +83,14 @@ def tile_steps(stages: TensorStages, exchange: TensorExchange, pose: Tensor, len
 
 
 @dataclass
-class _Lane:
+class _Lane(Generic[Result]):
     """A tile in flight."""
 
     index: int
-    steps: TileSteps
+    steps: Generator[Step, Tensor, Result]
     pending: Pending | None = None
     received: Tensor | None = None
-    done: OwnedRays | None = None
+    done: Result | None = None
     started: bool = False
 
     def advance(self) -> Step | None:
@@ -105,20 +107,20 @@ class _Lane:
 
 
 def run_tiles(
-    steps: Sequence[Callable[[], TileSteps]], pool: TilePool, running: Callable[[], AbstractContextManager[None]]
-) -> tuple[list[OwnedRays], float]:
+    steps: Sequence[Callable[[], Generator[Step, Tensor, Result]]], pool: TilePool, running: Callable[[], AbstractContextManager[None]]
+) -> tuple[list[Result], float]:
     """Run tiles, two banks of as many as the pool computes at once; results in their order, and seconds spent waiting for others.
 
     running: what a thread computes in, `TensorStages.running`.
     """
 
-    def advance(lane: _Lane) -> Step | None:
+    def advance(lane: _Lane[Result]) -> Step | None:
         with running():
             return lane.advance()
 
-    results: dict[int, OwnedRays] = {}
-    waiting: Iterator[_Lane] = (_Lane(index, begin()) for index, begin in enumerate(steps))
-    banks: list[list[_Lane]] = [[], []]
+    results: dict[int, Result] = {}
+    waiting: Iterator[_Lane[Result]] = (_Lane(index, begin()) for index, begin in enumerate(steps))
+    banks: list[list[_Lane[Result]]] = [[], []]
     waited = 0.0
     while len(results) < len(steps):
         for bank in banks:

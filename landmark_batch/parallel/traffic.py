@@ -36,7 +36,8 @@ class SumTraffic:
 def sum_traffic(config: SceneConfig, shape: GroupShape) -> SumTraffic:
     """Bytes a sample and a coloured sample for a scene on groups of a shape; all 0 without tensor ranks.
 
-    The list of coloured samples (one bit a sample) is not counted.
+    Lists of coloured samples are not counted (with plain ops one bit a sample; with fused ones 8 bytes a coloured sample, of which a
+    rank receives what others own), nor the room that exchanges of fixed length leave.
     """
     others = shape.tensor - 1
     part = others / shape.tensor

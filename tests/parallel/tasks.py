@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from landmark_batch.errors import CameraError, GroupError
+from landmark_batch.errors import CameraError, GroupError, PixelError
+from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.kernels import build
 from landmark_batch.model import tiles
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.renderer import Renderer
+from landmark_batch.parallel import tensor_frame
+from landmark_batch.parallel.flight import PendingFrame
 from landmark_batch.parallel.group import Membership, RenderGroup, Rendezvous
+from landmark_batch.parallel.orders import render_order
+from landmark_batch.parallel.parts import FusedTensorPart
 from landmark_batch.parallel.renderer import GroupRenderer
 from landmark_batch.parallel.shape import GroupShape
+from landmark_batch.parallel.tensor_frame import TensorFrames
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.shard import ChannelShard, shard_weights
 from landmark_batch.scene.weights import AlphaMask, SceneWeights
@@ -87,13 +95,14 @@ def share_of(weights: SceneWeights, rank: int, shape: GroupShape) -> SceneWeight
     return shard_weights(weights, ChannelShard(shape.tensor_index(rank), shape.tensor)) if shape.tensor > 1 else weights
 
 
-def renderer_of(rank: int, case: Case, weights: SceneWeights | None = None) -> GroupRenderer:
+def renderer_of(rank: int, case: Case, weights: SceneWeights | None = None, outputs: Sequence[OutputSpec] | None = None) -> GroupRenderer:
     group: RenderGroup = _kept["group"]
     tiles.CPU_SAMPLES = case.tile
     weights = scene_of(case) if weights is None else weights
     settings = replace(settings_for(weights.config, **case.settings), runtime=case.runtime)
     place = torch.device(case.device, rank) if case.device == "cuda" else torch.device(case.device)
-    return GroupRenderer(group, share_of(weights, rank, group.membership.shape), settings, place, threads=case.threads)
+    share = share_of(weights, rank, group.membership.shape)
+    return GroupRenderer(group, share, settings, place, threads=case.threads, outputs=outputs)
 
 
 def render(rank: int, cases: list[Case]) -> list[list[tuple[dict[str, NDArray[np.float32]], dict[str, int]]]]:
@@ -111,6 +120,115 @@ def render(rank: int, cases: list[Case]) -> list[list[tuple[dict[str, NDArray[np
         renderer.close()
         results.append(frames)
     return results
+
+
+def render_in_flight(rank: int, case: Case, outputs: tuple[OutputSpec, ...]) -> list[Any]:
+    """All frames of a case in the outputs' dtypes, each begun before the one before it is finished; then the first one's floats, and
+    one begun and never asked for.
+    """
+    renderer = renderer_of(rank, case, outputs=outputs)
+    if rank:
+        renderer.serve()
+        renderer.close()
+        return []
+    views = [(POSES[name], lens_of(width, height), width, height) for name, width, height in case.frames]
+    waiting: deque[PendingFrame[Any]] = deque()
+    frames: list[Any] = []
+    for index, view in enumerate([*views, None]):
+        if view is not None:
+            waiting.append(renderer.begin(*view))
+        if view is None or index:
+            frame = waiting.popleft().finish()
+            width, height = views[len(frames)][2:]
+            into = {}
+            for output in outputs:
+                shape = (height, width) if output.channels is None else (height, width, output.channels)
+                into[output.name] = np.zeros(shape, output.dtype)
+            lent = frame.quantised(outputs, frame=len(frames))
+            frame.quantised(outputs, frame=len(frames), into=into)
+            assert all(np.array_equal(lent[name], array) for name, array in into.items())
+            frames.append((into, frame.counters))
+    exact = renderer.render(*views[0], floats=True).numpy()
+    renderer.begin(*views[0])
+    renderer.close()
+    return [*frames, exact]
+
+
+def render_batches(rank: int, case: Case, ways: tuple[tuple[bool, int], ...]) -> list[Any]:
+    """All frames of a case by fused kernels over tensor ranks, each way of exchange (padded, batches) twice."""
+    results: list[Any] = []
+    renderer = renderer_of(rank, case)
+    part = renderer._part
+    assert isinstance(part, FusedTensorPart)
+    tensor_frame.BATCH_RAYS = 1024
+    for padded, batches in ways:
+        part._frames = TensorFrames(part._frames._stages, part._exchange, padded=padded, batches=batches)
+        for name, width, height in (*case.frames, *case.frames):
+            order = render_order(1, 1, POSES[name], lens_of(width, height), width, height)
+            with renderer._computing():
+                sums = part.render(order)
+                results.append([value.cpu().numpy() for value in (sums.rgb, sums.depth, sums.alpha)])
+    return results
+
+
+def render_broken(rank: int, case: Case, outputs: tuple[OutputSpec, ...]) -> list[str]:
+    """A scene whose colours are NaN, and then what else a rounded frame refuses."""
+    weights = scene_of(case)
+    last = weights.mlp_weights[-1]
+    last.fill_(float("nan"))
+    renderer = renderer_of(rank, case, weights, outputs)
+    if rank:
+        renderer.serve()
+        return []
+    name, width, height = case.frames[0]
+    frame = renderer.begin(POSES[name], lens_of(width, height), width, height).finish()
+    told = []
+    depth = [output for output in outputs if output.name == "depth"]
+    assert np.isfinite(frame.quantised(depth, frame=3)["depth"]).all()
+    for ask in (
+        lambda: frame.quantised(outputs, frame=3),
+        lambda: frame.quantised([OutputSpec("alpha", "float32")], frame=3),
+        frame.numpy,
+    ):
+        try:
+            ask()
+        except PixelError as error:
+            told.append(error.message)
+    renderer.close()
+    return told
+
+
+def fail_in_flight(rank: int, case: Case, failing: int) -> list[str]:
+    """One rank raises in its second frame, while two are in flight; the leader says what came of each of three."""
+    renderer = renderer_of(rank, case)
+    if rank == failing:
+        whole, calls = renderer._part.render, iter(range(1))
+
+        def render(order: Any) -> Any:
+            if next(calls, None) is None:
+                os._exit(5) if rank else None
+                raise RuntimeError("out of luck")
+            return whole(order)
+
+        renderer._part.render = render  # type: ignore[method-assign]
+    if rank:
+        renderer.serve()
+        return []
+    name, width, height = case.frames[0]
+    view = (POSES[name], lens_of(width, height), width, height)
+    told: list[str] = []
+    waiting = [renderer.begin(*view), renderer.begin(*view)]
+    for pending in waiting:
+        try:
+            told.append(type(pending.finish()).__name__)
+        except Exception as error:  # noqa: BLE001
+            told.append(type(error).__name__)
+    try:
+        renderer.begin(*view).finish()
+    except GroupError as error:
+        told.append(error.message)
+    renderer.close()
+    return told
 
 
 def render_wrong_poses(rank: int, case: Case) -> list[str]:
@@ -137,7 +255,7 @@ def render_wrong_poses(rank: int, case: Case) -> list[str]:
             told.append(error.message)
     output = renderer.render(good, lens_of(8, 8), 8, 8)
     renderer.close()
-    return [*told, f"rendered {output.rgb.shape[0]} rows"]
+    return [*told, f"rendered {output.numpy()['rgb'].shape[0]} rows"]
 
 
 def render_with_other(rank: int, case: Case, what: str) -> None:
@@ -209,7 +327,7 @@ def count_while_waiting(rank: int, seconds: float) -> float:
     group: RenderGroup = _kept["group"]
     if rank == 0:
         time.sleep(seconds)
-        group.control.broadcast(torch.ones(1))
+        group.control.broadcast(torch.ones(1)).wait()
         return 0.0
     over = threading.Event()
     pauses: list[float] = []
@@ -225,7 +343,7 @@ def count_while_waiting(rank: int, seconds: float) -> float:
     counter = threading.Thread(target=count)
     counter.start()
     begin = time.perf_counter()
-    group.control.broadcast(torch.ones(1))
+    group.control.broadcast(torch.ones(1)).wait()
     waited = time.perf_counter() - begin
     over.set()
     counter.join()

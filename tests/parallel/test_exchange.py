@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmark_batch.model import tiles
-from landmark_batch.parallel.exchange import digest, pack_flags, packed_sizes, sum_in_rank_order, unpack_flags
+from landmark_batch.parallel.exchange import add_in_rank_order, digest, pack_flags, packed_sizes, sum_in_rank_order, unpack_flags
 from landmark_batch.parallel.shape import GroupShape
 from landmark_batch.parallel.share import FrameShare, owned_rays, ray_shares, row_tiles
 from landmark_batch.parallel.traffic import describe_traffic, sum_traffic
@@ -35,6 +35,15 @@ def test_sums_are_in_rank_order() -> None:
     assert float(sum_in_rank_order(parts[[0, 2, 1, 3]].clone(), 4)) == 2.0
     assert sum_in_rank_order(torch.ones(0, 27), 3).shape == (0, 27)
     assert torch.equal(sum_in_rank_order(torch.arange(12.0).view(6, 2), 3), torch.tensor([[12.0, 15.0], [18.0, 21.0]]))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_sums_with_an_own_part_are_in_rank_order_too(rank: int) -> None:
+    """Whoever adds, and whatever lies where its own part would be."""
+    parts = torch.tensor([[1e8], [1.0], [-1e8], [1.0]])
+    received = parts.clone()
+    received[rank] = float("nan")
+    assert float(add_in_rank_order(received, parts[rank].clone(), rank)) == 1.0
 
 
 def test_a_digest_sees_every_bit() -> None:

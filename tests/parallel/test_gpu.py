@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from landmark_batch.frames.pixels import quantise
 from landmark_batch.parallel.shape import GroupShape
 from tests.parallel import tasks
 from tests.parallel.conftest import group_of
 from tests.parallel.ranks import Ranks
 from tests.parallel.tasks import Case, render, render_alone
+from tests.parallel.test_flight import OPAQUE
 from tests.parallel.test_parity import all_of
 
 pytestmark = pytest.mark.gpu
@@ -58,6 +60,37 @@ def test_two_gpus_against_one(own_ranks: Ranks, runtime: str, precision: str) ->
                     assert (difference > limit).sum() <= 1 + difference.size // 1000 and difference.max() <= 2e-3
                 else:
                     assert -10 * np.log10(max(float((difference**2).mean()), 1e-20)) >= 50
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_ways_of_exchange_change_no_bit(own_ranks: Ranks, precision: str) -> None:
+    """Lengths padded or counted, one batch or several, the first frame of a size or one after it."""
+    ways = ((True, 1), (False, 1), (True, 4), (False, 3))
+    for scene in SCENES:
+        case = replace(scene, runtime="fused", device="cuda", settings={**scene.settings, "model__precision": precision})
+        with group_of(own_ranks, GroupShape(2, 1), device="cuda") as ranks:
+            for answer in ranks.all(range(2), tasks.render_batches, case, ways):
+                frames = answer.get()
+                count = len(case.frames)
+                assert len(frames) == 2 * count * len(ways)
+                for index, frame in enumerate(frames):
+                    assert all(np.array_equal(got, want) for got, want in zip(frame, frames[index % count], strict=True)), index
+
+
+@pytest.mark.parametrize("shape", [GroupShape(1, 2), GroupShape(2, 1)])
+@pytest.mark.parametrize("runtime", ["torch", "fused"])
+def test_frames_in_flight_on_gpus(own_ranks: Ranks, shape: GroupShape, runtime: str) -> None:
+    """Rounded where they were rendered and gathered beside the next frame: the bytes of the whole frame's floats, rounded."""
+    case = replace(SCENES[0], runtime=runtime, device="cuda", frames=(*FRAMES, *FRAMES))
+    with group_of(own_ranks, shape, device="cuda") as ranks:
+        whole = all_of(ranks.all(range(2), render, [case]))[0]
+        answers = ranks.all(range(2), tasks.render_in_flight, case, OPAQUE)
+    *frames, exact = all_of(answers)
+    assert all(np.array_equal(exact[name], whole[0][0][name]) for name in exact)
+    for index, ((got, counters), (floats, counted)) in enumerate(zip(frames, whole, strict=True)):
+        assert {**counters, "tensor_bytes": 0} == {**counted, "tensor_bytes": 0}  # lists that grew were exchanged again
+        for name, want in quantise(floats, OPAQUE, frame=index).items():
+            assert np.array_equal(got[name], want), (name, index)
 
 
 def test_a_lost_gpu_rank_is_noticed_by_the_watch(own_ranks: Ranks) -> None:
