@@ -25,7 +25,7 @@ from landmark_batch.job import RenderJob
 
 Progress = Callable[[int, int], None]
 Frames = str | Iterable[int] | None
-_SUFFIXES = {"ffv1": ".mkv", "prores_ks": ".mov", "libvpx-vp9": ".webm"}
+_SUFFIXES = {"ffv1": ".mkv", "prores_ks": ".mov", "dnxhd": ".mov", "dnxhr": ".mov", "libvpx-vp9": ".webm"}
 
 
 def default_images_folder(store: Path, output: str) -> Path:
@@ -35,7 +35,7 @@ def default_images_folder(store: Path, output: str) -> Path:
 
 
 def default_video_file(store: Path, codec: str = "libx264") -> Path:
-    """city.zarr -> city.mp4, or .mkv for ffv1, .mov for prores_ks, .webm for libvpx-vp9"""
+    """city.zarr -> city.mp4, or .mkv for ffv1, .mov for prores_ks and dnxhr, .webm for libvpx-vp9"""
     return store.with_name(store.name.removesuffix(".zarr") + _SUFFIXES.get(codec, ".mp4"))
 
 
@@ -74,7 +74,7 @@ def export_video(
     """Frames of a store as a film (default: city.zarr -> city.mp4). Encoder and pixel format are checked before a frame is read.
 
     fps: 24, 23.976 or '30000/1001'; None = job_fps, else the camera file's, else 24; the report says which. frames: as in
-    `export_images`; they follow one another without gaps.
+    `export_images`; they follow one another without gaps. After an interruption only the film's missing segments are encoded.
     Raises StoreError naming unfinished frames, ConfigError, DiskFullError.
     """
     settings = settings or VideoSettings()
@@ -166,6 +166,5 @@ def check_exports(job: RenderJob, flight: Flight, *, images: bool = False, video
             raise ConfigError(
                 f"{job.name}: a film needs rgb, and output.rgb is false", remedy="set output.rgb = 'uint8', or leave --video out"
             )
-        with VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) as exporter:
-            notes += exporter.notes
+        notes += VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps).notes
     return list(dict.fromkeys(notes))

@@ -1,4 +1,4 @@
-"""Exports that go on while a job renders: images right away, the film as far as its frames stand without a gap."""
+"""Exports that go on while a job renders: images right away, the film segment by segment, joined at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import LandmarkError
 from landmark_batch.events import ChunkDone, Event
 from landmark_batch.frames.export_images import ImageExporter, ImageReport
-from landmark_batch.frames.export_video import VideoExporter, VideoReport
+from landmark_batch.frames.export_video import Stopped, VideoExporter, VideoReport
+from landmark_batch.frames.latest import LatestPicture, latest_file
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob
@@ -74,8 +75,10 @@ class ExportSession:
 
     frames: those the job wants, in the film's order. pending: those this run is still to render (their pixels do not count until a
     ChunkDone names them); the others are exported at once. Nothing here can fail the render: errors wait for `finish`.
-    A crash loses the unfinished film alone; running again makes it anew and leaves images that are up to date.
+    A segment of the film is encoded as soon as all its frames stand, whatever the order; segments outlive a crash beside the film, so that
+    running again encodes those that are missing and leaves images that are up to date.
     Pictures of depth that need percentiles are written at the end, when all frames are there.
+    latest: shows the newest announced frame, at most one a second.
     """
 
     def __init__(
@@ -86,20 +89,28 @@ class ExportSession:
         pending: Iterable[int] = (),
         images: Sequence[ImageExporter] = (),
         video: VideoExporter | None = None,
+        latest: LatestPicture | None = None,
     ) -> None:
         self._source = source
         self._wanted = sorted(set(frames))
-        self._ready = set(self._wanted) - set(pending)
+        self._all = frozenset(self._wanted)
+        self._ready = set(self._all) - set(pending)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._images = list(images)
         self._image_done: list[set[int]] = [set() for _ in self._images]
         self._reports: list[ImageReport | None] = [None] * len(self._images)
         self._video = video
-        self._video_next = 0
+        self._segments = video.segments(self._wanted) if video is not None else []
         self._lanes = [_Lane("export images", self._export_images)] if self._images else []
         if video is not None:
             self._lanes.append(_Lane("export video", self._export_video))
+        self._latest = latest
+        self._newest: int | None = None
+        self._shown: int | None = None
+        self._ending = threading.Event()
+        if latest is not None:
+            self._lanes.append(_Lane("export latest", self._show_latest))
         for lane in self._lanes:
             lane.start()
 
@@ -115,8 +126,9 @@ class ExportSession:
         allow_8bit: bool = False,
         workers: int = 2,
     ) -> ExportSession:
-        """For `render --png --video`: every output of the store as [images] says, rgb as [video] says. workers: image threads.
+        """For a render: with images every output of the store as [images] says, with video rgb as [video] says, and NAME.latest.jpg.
 
+        workers: image threads.
         Raises StoreError or ConfigError as the exporters do; `check_exports` finds these before a store is made.
         """
         source = open_source(job.store_path)
@@ -125,7 +137,8 @@ class ExportSession:
             for output in (source.outputs if images else ())
         ]
         film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
-        return cls(source, frames=frames, pending=pending, images=exporters, video=film)
+        latest = LatestPicture(source, latest_file(job.store_path))
+        return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=latest)
 
     def __call__(self, event: Event) -> None:
         """An EventSink: frames of a ChunkDone are ready. Returns at once."""
@@ -135,7 +148,9 @@ class ExportSession:
     def add(self, frames: Iterable[int]) -> None:
         """These frames stand in the store now."""
         with self._lock:
-            self._ready.update(set(frames) & set(self._wanted))
+            known = [frame for frame in frames if frame in self._all]
+            self._ready.update(known)
+            self._newest = known[-1] if known else self._newest
         for lane in self._lanes:
             lane.wake()
 
@@ -143,42 +158,37 @@ class ExportSession:
         """Export what is left and end the film. complete: the job reached its end, so every finished frame counts, also those
         that other processes rendered; False: only frames that were there or announced (others may still be those of an older job).
 
-        Without all frames there is no film, only a note. Raises the first error of an export (LandmarkError or our fault).
+        Without all frames there is no film, only a note that names the gaps. Raises the first error of an export, a LandmarkError or
+        a fault of ours.
         """
         if complete:
             finished = self._source.finished()
             with self._lock:
                 self._ready = {frame for frame in self._wanted if frame in finished}
+        self._ending.set()
         for lane in self._lanes:
             lane.end()
-        try:
-            errors = [lane.error for lane in self._lanes if lane.error is not None]
-            if errors:
-                raise errors[0]
-            return self._result()
-        finally:
-            if self._video is not None:
-                self._video.abort()
+        errors = [lane.error for lane in self._lanes if lane.error is not None]
+        if errors:
+            raise errors[0]
+        return self._result()
 
     def abort(self) -> None:
-        """Stop after the frames in hand; the unfinished film goes, images stay. For Ctrl-C. Never raises."""
+        """Stop after the frames in hand; images and whole segments of the film stay. For Ctrl-C. Never raises."""
         self._stop.set()
+        self._ending.set()
         for lane in self._lanes:
             lane.end()
-        if self._video is not None:
-            with suppress(LandmarkError):
-                self._video.abort()
 
     def _result(self) -> ExportResult:
         images = tuple(report for report in self._reports if report is not None)
         if self._video is None:
             return ExportResult(images, None)
-        missing = self._wanted[self._video_next :]
-        if missing:
-            absent = [frame for frame in missing if frame not in self._ready]
+        absent = [frame for frame in self._wanted if frame not in self._ready]
+        if absent:
             note = f"no film: {len(absent)} of {len(self._wanted)} frames are missing: {format_frame_ranges(absent)}"
             return ExportResult(images, None, (note,))
-        return ExportResult(images, self._video.finish())
+        return ExportResult(images, self._video.export(self._wanted, workers=1))
 
     def _batches(self, done: set[int]) -> Iterable[list[int]]:
         while not self._stop.is_set():
@@ -203,10 +213,32 @@ class ExportSession:
 
     def _export_video(self, last: bool) -> None:
         video = self._video
-        while video is not None and self._video_next < len(self._wanted) and not self._stop.is_set():
-            frame = self._wanted[self._video_next]
+        while video is not None and not self._stop.is_set():
             with self._lock:
-                if frame not in self._ready:
-                    return
-            video.feed(frame, self._source.read(video.settings.output, frame))
-            self._video_next += 1
+                part = next((part for part in self._segments if self._ready.issuperset(part)), None)
+            if part is None:
+                return
+            finished = self._source.finished()
+            digests = {frame: finished[frame][video.settings.output] for frame in part}
+            with suppress(Stopped):
+                video.encode(part, digests, stop=self._stop.is_set)
+            self._segments.remove(part)
+
+    def _show_latest(self, last: bool) -> None:
+        """A picture that cannot be written is one warning, no failed export."""
+        while self._latest is not None and not self._stop.is_set():
+            with self._lock:
+                frame = self._newest
+            if frame is None or frame == self._shown:
+                return
+            if not last and (pause := self._latest.due()) > 0:
+                self._ending.wait(pause)
+                if self._ending.is_set():
+                    return  # called once more, for the last time
+                continue
+            try:
+                self._latest.show(frame)
+            except LandmarkError as error:
+                _log.warning("no picture of the newest frame: %s", error)
+                self._latest = None
+            self._shown = frame

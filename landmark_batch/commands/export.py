@@ -28,6 +28,13 @@ def command() -> None:
 @click.option("--output", type=click.Choice(["rgb", "depth", "alpha"]), default="rgb", show_default=True, help="What to export.")
 @click.option("--format", "format_", type=click.Choice(["png", "jpeg", "exr"]), default="png", show_default=True)
 @click.option("--bit-depth", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of PNG.")
+@click.option(
+    "--png-compression",
+    type=click.Choice(["deflate", "none"]),
+    default="deflate",
+    show_default=True,
+    help="none: large files, many times faster; for 16 bits.",
+)
 @click.option("--pattern", default="{name}.{frame:05d}.{ext}", show_default=True, help="File names; {output} may be in it too.")
 @click.option("--start-number", type=int, default=0, show_default=True, help="Added to the frame number in file names.")
 @click.option("--frames", help="0-239, 0-239x10, 3,5-10; default all.")
@@ -87,9 +94,14 @@ def images(
 @click.option("--near", type=float, help="Scene units at one end of the colour map; default from the frames.")
 @click.option("--far", type=float, help="Scene units at its other end; default from the frames.")
 @click.option("--allow-8bit", is_flag=True, help="More than 8 bits from a uint8 store.")
+@click.option("--segment-frames", type=click.IntRange(1), default=120, show_default=True, help="Of each part that is encoded by itself.")
+@click.option("--keep-segments", is_flag=True, help="Keep the parts in FILE.segments: a later film encodes only those that changed.")
 @json_option
 def video(store: Path, file: Path | None, fps: str | None, frames: str | None, as_json: bool, **settings: Any) -> None:
-    """Frames of STORE as a film, FILE (default: city.zarr -> city.mp4). Unfinished frames are named and refused."""
+    """Frames of STORE as a film, FILE (default: city.zarr -> city.mp4). Unfinished frames are named and refused.
+
+    The film is encoded in segments. After an interruption the same command encodes those that are missing.
+    """
     from landmark_batch.frames.export_video import VideoSettings
     from landmark_batch.workflows.export import export_video
 
@@ -119,6 +131,8 @@ def say_film(report: VideoReport) -> None:
         f"film: {count_of(len(report.frames), 'frame')} of {report.width}x{report.height}, {human_time(report.duration)} at {fps} fps "
         f"({report.fps_source}), {report.codec} {report.pix_fmt}"
     )
+    if report.reused:
+        click.echo(f"{count_of(report.reused, 'frame')} stood in {report.path.name}.segments already")
     for note in report.notes:
         click.echo(f"note: {note}")
 

@@ -50,12 +50,16 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_new(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Create `path` and fsync it. Raises FileExistsError; a failed write leaves nothing."""
+def write_new(path: Path, data: bytes | bytearray | memoryview | tuple[bytes | bytearray | memoryview, ...]) -> None:
+    """Create `path` of these bytes, or of several parts one after another, and fsync it.
+
+    Raises FileExistsError; a failed write leaves nothing.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
-            write_all(descriptor, data)
+            for part in data if isinstance(data, tuple) else (data,):
+                write_all(descriptor, part)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -1,16 +1,17 @@
 """What a frame's pixels depend on, as one number; and in words, where two of them differ.
 
 A fingerprint covers the content of the scene, the pose, the lens, and every setting that changes a pixel. It never covers where
-files lie, how work is split, how the store is chunked or compressed, or what is exported.
+files lie, how work is split, how the store is chunked or compressed, or what is exported. Of a scene in blocks it covers those the
+frame can see: a replaced block makes other frames of these alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import xxhash
@@ -27,12 +28,26 @@ class FrameSettings:
     """Everything but pose and lens that changes a pixel: a nested dict, e.g. {'scene': digest, 'sampling': {'samples': 256}, ...}.
 
     Tuples become lists, so that settings read back equal those written. Raises TypeError or ValueError for what JSON cannot hold (NaN).
+    contents: of a scene in blocks, what each camera of the flight sees of it, by the camera's digest; see `seeing`.
     """
 
     values: Mapping[str, Any]
+    contents: Mapping[bytes, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", json.loads(self.canonical()))
+
+    def seeing(self, flight: Flight, blocks: Iterable[Sequence[int]], digests: Sequence[str]) -> Self:
+        """These settings for the frames of a flight that can see these blocks. digests: of the scene's blocks."""
+        contents = {}
+        for pose, lens, seen in zip(flight.c2w, flight.intrinsics, blocks, strict=True):
+            text = "".join(f"{int(block)} {digests[int(block)]}\n" for block in seen)
+            contents[_camera_key(_camera_bytes(pose, lens))] = hashlib.sha256(text.encode()).digest()
+        return replace(self, contents=contents)
+
+    def content(self, camera: bytes) -> bytes:
+        """What a camera, given by its bytes, sees of the scene's blocks; b"" where that is not known apart."""
+        return self.contents.get(_camera_key(camera), b"") if self.contents else b""
 
     def canonical(self) -> bytes:
         """The same bytes for the same settings: sorted keys, no spaces."""
@@ -49,9 +64,16 @@ def _camera_bytes(c2w: Any, intrinsics: Any) -> bytes:
     return bytes(np.ascontiguousarray(pose).tobytes() + (np.asarray(intrinsics, dtype="<f8") + 0.0).tobytes())
 
 
+def _camera_key(camera: bytes) -> bytes:
+    return xxhash.xxh3_128(camera).digest()
+
+
 def frame_fingerprint(settings: FrameSettings, c2w: NDArray[np.float64], intrinsics: Sequence[float] | NDArray[np.float64]) -> str:
-    """sha256 over canonical settings and the exact float64 bytes of c2w [3, 4] and intrinsics (fl_x, fl_y, cx, cy). Hex."""
-    return hashlib.sha256(settings.canonical() + _camera_bytes(c2w, intrinsics)).hexdigest()
+    """sha256 over canonical settings, the exact float64 bytes of c2w [3, 4] and intrinsics (fl_x, fl_y, cx, cy), and what that camera
+    sees of a scene in blocks. Hex.
+    """
+    camera = _camera_bytes(c2w, intrinsics)
+    return hashlib.sha256(settings.canonical() + camera + settings.content(camera)).hexdigest()
 
 
 def flight_fingerprints(settings: FrameSettings, flight: Flight) -> list[str]:
@@ -62,7 +84,8 @@ def flight_fingerprints(settings: FrameSettings, flight: Flight) -> list[str]:
     prints = []
     for pose, lens in zip(poses, lenses, strict=True):
         digest = base.copy()
-        digest.update(pose.tobytes() + lens.tobytes())
+        camera = pose.tobytes() + lens.tobytes()
+        digest.update(camera + settings.content(camera))
         prints.append(digest.hexdigest())
     return prints
 

@@ -67,15 +67,16 @@ def write_image(path: Path, pixels: NDArray[Any], settings: ImageSettings, label
 
 
 def _png(pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> bytes:
+    compress = settings.png_compression != "none"
     if settings.output == "rgb":
-        return encode_png(straight_bits(pixels, settings.bit_depth), label.text())
+        return encode_png(straight_bits(pixels, settings.bit_depth), label.text(), compress=compress)
     if settings.output == "alpha":
-        return encode_png(to_bits(pixels, settings.bit_depth), label.text(), srgb=False)
+        return encode_png(to_bits(pixels, settings.bit_depth), label.text(), srgb=False, compress=compress)
     near, far = _range(label)
     text = {**label.text(), "Description": f"depth {near:g} to {far:g} scene units, {settings.colormap}"}
     if settings.colormap == "gray":
-        return encode_png(to_bits(normalise(pixels, near, far), settings.bit_depth), text, srgb=False)
-    return encode_png(paint(pixels, near, far, settings.colormap), text)
+        return encode_png(to_bits(normalise(pixels, near, far), settings.bit_depth), text, srgb=False, compress=compress)
+    return encode_png(paint(pixels, near, far, settings.colormap), text, compress=compress)
 
 
 def _jpeg(pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> bytes:

@@ -19,14 +19,16 @@ _COLOUR_TYPE = {1: 0, 3: 2, 4: 6}  # grey, RGB, RGBA
 _SUB, _UP = 1, 2
 _LEVEL = 1  # 0..3; 2 takes longer for 1 % less
 _IDAT_LIMIT = 1 << 30
+_STORED = 0xFFFF  # bytes of a stored block, at most
 _BAND = 1 << 20  # bytes filtered and compressed at once
 _END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", 0xAE426082)
 
 
-def encode_png(pixels: NDArray[Any], text: Mapping[str, str] | None = None, *, srgb: bool = True) -> bytes:
+def encode_png(pixels: NDArray[Any], text: Mapping[str, str] | None = None, *, srgb: bool = True, compress: bool = True) -> bytes:
     """A whole PNG file. pixels: [H, W] or [H, W, 1|3|4], uint8 or uint16, alpha straight.
 
     text: keyword -> value, stored before the pixels. srgb: say that the values are sRGB (leave out for data such as alpha).
+    compress: False stores the pixels as they are, unfiltered: many times faster, for pixels that hardly compress.
     Raises ValueError for another dtype or shape.
     """
     if pixels.dtype.newbyteorder("=") not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or 0 in pixels.shape:
@@ -38,12 +40,14 @@ def encode_png(pixels: NDArray[Any], text: Mapping[str, str] | None = None, *, s
     depth = pixels.dtype.itemsize
     data = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder(">"))
     rows = data.reshape(height, -1).view(np.uint8)
-    packed = memoryview(_deflate(rows, channels * depth))
-    parts = [SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth * 8, _COLOUR_TYPE[channels], 0, 0, 0))]
+    packed = memoryview(_deflate(rows, channels * depth)) if compress else _stored(rows)
+    parts = [SIGNATURE, *_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth * 8, _COLOUR_TYPE[channels], 0, 0, 0))]
     if srgb:
-        parts.append(_chunk(b"sRGB", b"\x00"))  # perceptual intent
-    parts += [_text_chunk(key, value) for key, value in (text or {}).items()]
-    parts += [_chunk(b"IDAT", packed[start : start + _IDAT_LIMIT]) for start in range(0, len(packed), _IDAT_LIMIT)]
+        parts += _chunk(b"sRGB", b"\x00")  # perceptual intent
+    for key, value in (text or {}).items():
+        parts += _text_chunk(key, value)
+    for start in range(0, len(packed), _IDAT_LIMIT):
+        parts += _chunk(b"IDAT", packed[start : start + _IDAT_LIMIT])
     return b"".join([*parts, _END])
 
 
@@ -68,6 +72,24 @@ def _deflate(rows: NDArray[np.uint8], pixel_bytes: int) -> bytes:
     return b"".join([*parts, packer.flush()])
 
 
+def _stored(rows: NDArray[np.uint8]) -> memoryview:
+    """A zlib stream (RFC 1950, 1951) of stored blocks: filter type 0 before each row. rows: [H, row bytes]."""
+    raw = np.zeros((rows.shape[0], rows.shape[1] + 1), np.uint8)
+    raw[:, 1:] = rows
+    raw = raw.reshape(-1)
+    full, rest = divmod(raw.size - 1, _STORED)  # the last block is never empty
+    stream = np.empty(2 + full * (5 + _STORED) + 5 + rest + 1 + 4, np.uint8)
+    stream[:2] = (0x78, 0x01)
+    blocks = stream[2 : 2 + full * (5 + _STORED)].reshape(full, 5 + _STORED)
+    blocks[:, :5] = np.frombuffer(struct.pack("<BHH", 0, _STORED, 0), np.uint8)
+    blocks[:, 5:] = raw[: full * _STORED].reshape(full, _STORED)
+    tail = 2 + blocks.size
+    stream[tail : tail + 5] = np.frombuffer(struct.pack("<BHH", 1, rest + 1, 0xFFFF - (rest + 1)), np.uint8)
+    stream[tail + 5 : -4] = raw[full * _STORED :]
+    stream[-4:] = np.frombuffer(struct.pack(">I", isal_zlib.adler32(raw)), np.uint8)
+    return stream.data
+
+
 def _filter_type(rows: NDArray[np.uint8], pixel_bytes: int) -> int:
     """Whichever of Sub and Up leaves less on every 16th row."""
     some, above = rows[1::16], rows[:-1:16]
@@ -78,12 +100,13 @@ def _filter_type(rows: NDArray[np.uint8], pixel_bytes: int) -> int:
     return _UP if down < across else _SUB
 
 
-def _chunk(kind: bytes, data: bytes | memoryview) -> bytes:
+def _chunk(kind: bytes, data: bytes | memoryview) -> list[bytes | memoryview]:
+    """In parts, joined once: pixels are megabytes."""
     checksum = isal_zlib.crc32(data, isal_zlib.crc32(kind))
-    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)])
+    return [struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)]
 
 
-def _text_chunk(key: str, value: str) -> bytes:
+def _text_chunk(key: str, value: str) -> list[bytes | memoryview]:
     try:
         return _chunk(b"tEXt", key.encode("latin-1") + b"\0" + value.encode("latin-1"))
     except UnicodeEncodeError:

@@ -6,7 +6,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +157,8 @@ def _reasons(
         old = settings if record.settings == settings.digest else store.settings(record.settings)
         if old is None or old.digest != settings.digest:
             by_settings[record.settings].append(frame)
+        if old is not None:
+            old = replace(old, contents=settings.contents)
         if old is not None and frame_fingerprint(old, flight.c2w[frame], flight.intrinsics[frame]) != record.fingerprint:
             cameras.append(frame)
     reasons = []
@@ -174,11 +176,12 @@ def _reasons(
 def _camera_reasons(store: FrameStore, frames: list[int], flight: Flight) -> list[str]:
     try:
         held = store.flight()
-        lens_only = [frame for frame in frames if np.array_equal(held.c2w[frame], flight.c2w[frame])]
+        lens = [frame for frame in frames if np.array_equal(held.c2w[frame], flight.c2w[frame])]
+        blocks = [frame for frame in lens if np.array_equal(held.intrinsics[frame], flight.intrinsics[frame])]
     except (StoreError, IndexError):
-        lens_only = []
-    poses = sorted(set(frames) - set(lens_only))
-    return [f"{what} of {_frames(chosen)}" for what, chosen in (("pose", poses), ("lens", lens_only)) if chosen]
+        lens, blocks = [], []
+    kinds = (("pose", set(frames) - set(lens)), ("lens", set(lens) - set(blocks)), ("blocks of the scene in sight", set(blocks)))
+    return [f"{what} of {_frames(sorted(chosen))}" for what, chosen in kinds if chosen]
 
 
 def _frames(frames: list[int]) -> str:

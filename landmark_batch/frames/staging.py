@@ -42,8 +42,8 @@ class Stage:
         self._writing = 0
         self._closed = False
 
-    def write(self, final: Path, data: bytes | bytearray | memoryview) -> None:
-        """Write and fsync the temporary file of `final`. Raises OSError: then it is gone again."""
+    def write(self, final: Path, *parts: bytes | bytearray | memoryview) -> None:
+        """Write these parts to the temporary file of `final` and fsync it. Raises OSError: then it is gone again."""
         temporary = final.with_name(f"{final.name}.{self._tag}.{next(_counter)}{PARTIAL}")
         with self._changed:
             if self._closed:
@@ -51,12 +51,12 @@ class Stage:
             self._writing += 1
         written = False
         try:
-            durable.write_new(temporary, data)
+            durable.write_new(temporary, parts)
             written = True
         finally:
             with self._changed:
                 if written:
-                    self._files.append(StagedFile(temporary, final, len(data)))
+                    self._files.append(StagedFile(temporary, final, sum(map(len, parts))))
                 self._writing -= 1
                 self._changed.notify_all()
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from av.codec.codec import UnknownCodecError
@@ -15,7 +16,9 @@ from av.codec.codec import UnknownCodecError
 from landmark_batch.errors import ConfigError
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
-ALIASES = {"h264": "libx264", "h265": "libx265", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9"}
+ALIASES = {"h264": "libx264", "h265": "libx265", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "dnxhr": "dnxhd"}
+_DNXHR = {"yuv422p": "dnxhr_hq", "yuv422p10le": "dnxhr_hqx", "yuv444p10le": "dnxhr_444", "gbrp10le": "dnxhr_444"}  # profile by format
+_BT709, _SRGB, _RGB, _LIMITED, _FULL = 1, 13, 0, 1, 2  # ISO/IEC 23091-2 code points and FFmpeg's ranges
 _HIDDEN_FORMATS = ("yuvj", "cuda", "vaapi", "qsv", "vulkan", "drm", "gray", "ya", "pal", "mono")
 
 
@@ -41,6 +44,7 @@ ENCODERS: dict[str, Encoder] = {
     "libvpx-vp9": Encoder("yuv420p", "crf", 30, (0, 63), "cpu-used", "4", {"b": "0", "row-mt": "1", "deadline": "good"}),
     "ffv1": Encoder("bgr0", extra={"level": "3", "slices": "12", "slicecrc": "1", "g": "1"}),
     "prores_ks": Encoder("yuv422p10le", preset_option="profile", preset="hq", extra={"vendor": "apl0"}),
+    "dnxhd": Encoder("yuv422p", preset_option="profile"),
     "h264_nvenc": _NVENC,
     "hevc_nvenc": _NVENC,
     "av1_nvenc": _NVENC,
@@ -159,11 +163,25 @@ def plan_encoder(
         width=-(-width // wide) * wide,
         height=-(-height // tall) * tall,
         rate=rate,
-        options=_options(codec, entry, crf, preset),
+        options=_options(codec, entry, crf, preset or (_DNXHR.get(chosen) if codec == "dnxhd" else None)),
         threads=threads,
     )
     _try(plan)
     return plan
+
+
+def configure_encoder(context: Any, plan: EncoderPlan) -> None:
+    """Give a codec context, not yet open, all that the plan says: size, format, rate, options, threads, colour tags."""
+    context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
+    context.framerate, context.time_base = plan.rate, 1 / plan.rate
+    context.options = dict(plan.options)
+    context.thread_count = plan.threads
+    context.color_primaries = _BT709
+    context.color_trc = _SRGB if plan.is_rgb else _BT709
+    context.colorspace = _RGB if plan.is_rgb else _BT709
+    context.color_range = _FULL if plan.is_rgb else _LIMITED
+    if plan.canonical == "hevc" and plan.container in ("mp4", "mov"):
+        context.codec_tag = "hvc1"  # QuickTime plays no other
 
 
 def _codec(name: str) -> av.Codec | None:
@@ -209,10 +227,7 @@ def _check_container(path: Path, container: str, codec: str, canonical: str) -> 
 
 def _try(plan: EncoderPlan) -> None:
     context = av.Codec(plan.codec, "w").create("video")
-    context.width, context.height, context.pix_fmt = plan.width, plan.height, plan.pix_fmt
-    context.framerate, context.time_base = plan.rate, 1 / plan.rate
-    context.options = dict(plan.options)
-    context.thread_count = plan.threads
+    configure_encoder(context, plan)
     shown = " ".join(f"{key}={value}" for key, value in plan.options.items())
     try:
         context.open()

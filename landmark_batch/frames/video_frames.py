@@ -6,7 +6,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from landmark_batch.errors import ConfigError
@@ -16,17 +16,14 @@ from .picture import opaque, to_bits, to_float
 from .video_codec import EncoderPlan
 from .video_settings import VideoSettings
 
-_SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+_SCALER = 0x4 | 0x40000 | 0x2000 | 0x4000  # swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT, FULL_CHR_H_INP: PyAV names them all from 18 on
 _TOP = 65280  # swscale takes 16-bit RGB as 8.8 fixed point: its white is 255·256; 65535 would come out 0.4 % too bright
 
 
 class FramePreparer:
-    """deep: the pixels have more than 8 bits. range: near and far of a depth film, scene units. Use from one thread at a time."""
+    """deep: the pixels have more than 8 bits. Use from one thread at a time."""
 
     def __init__(self, plan: EncoderPlan, settings: VideoSettings, *, deep: bool) -> None:
-        self.range: tuple[float, float] | None = None
-        if settings.near is not None and settings.far is not None:
-            self.range = (settings.near, settings.far)
         self._plan, self._settings, self._deep = plan, settings, deep
         self._reformatter = VideoReformatter()
 
@@ -60,6 +57,7 @@ class FramePreparer:
             return opaque(pixels, self._settings.matte)
         if self._settings.output == "alpha":
             return np.repeat(pixels[..., None], 3, axis=2)
-        if self.range is None:
+        near, far = self._settings.near, self._settings.far
+        if near is None or far is None:
             raise ConfigError("a film of depth needs near and far", remedy="name them, or export when all frames are there")
-        return paint(pixels, *self.range, self._settings.colormap)
+        return paint(pixels, near, far, self._settings.colormap)

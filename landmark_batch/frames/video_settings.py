@@ -21,7 +21,8 @@ class VideoSettings:
     codec: FFmpeg's encoder name. crf: quality, lower is better. preset: speed (for prores_ks its profile). pix_fmt: for example
     yuv420p10le. output: 'rgb', 'depth' (colour-mapped) or 'alpha'. matte: 'white' or 'black' under a transparent store.
     near, far, percentiles, colormap: of depth, as in ImageSettings. allow_8bit: encode more than 8 bits from a uint8 store.
-    threads: of the encoder, 0 = its own choice.
+    threads: of the encoder, 0 = its own choice. segment_frames: of each part of the film that is encoded by itself and begins with a key
+    frame. keep_segments: leave them beside the film, so that a film of changed frames is made of those that did not change.
     """
 
     codec: str = "libx264"
@@ -36,17 +37,24 @@ class VideoSettings:
     percentiles: tuple[float, float] = (1.0, 99.0)
     allow_8bit: bool = False
     threads: int = 0
+    segment_frames: int = 120
+    keep_segments: bool = False
 
     def __post_init__(self) -> None:
         if self.matte not in MATTES:
             raise ConfigError(f"matte {self.matte!r}: not known", remedy=f"choose one of {', '.join(MATTES)}")
+        if self.segment_frames < 1:
+            raise ConfigError(f"segment of {self.segment_frames} frames: it has at least 1", remedy="120 is the default")
         colormap(self.colormap)
         check_range(self.near, self.far, self.percentiles)
 
 
 @dataclass(frozen=True)
 class VideoReport:
-    """frames: encoded, in order. fps and where it came from. width, height: of the film. notes: what a user should know."""
+    """frames: encoded, in order. fps and where it came from. width, height: of the film. notes: what a user should know.
+
+    segments: it was encoded in. reused: frames in those that stood from an earlier export.
+    """
 
     path: Path
     frames: tuple[int, ...]
@@ -59,6 +67,8 @@ class VideoReport:
     bytes: int
     seconds: float
     notes: tuple[str, ...] = ()
+    segments: int = 1
+    reused: int = 0
 
     @property
     def duration(self) -> float:

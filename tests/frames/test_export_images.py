@@ -441,3 +441,14 @@ def test_names_outside_latin_1(tmp_path: Path) -> None:
         exporter = ImageExporter(source, tmp_path, ImageSettings(format=format))
         assert exporter.export().written == (0,) and exporter.export().written == ()
     assert read_label(tmp_path / "高度 flüg.00000.png", "png")["Title"] == "高度 flüg frame 0"
+
+
+def test_uncompressed_pngs_show_the_same(tmp_path: Path) -> None:
+    source = MemorySource({"rgb": pictures(2, dtype="uint16")})
+    small = ImageExporter(source, tmp_path, ImageSettings(bit_depth=16)).export()
+    large = ImageExporter(source, tmp_path, ImageSettings(bit_depth=16, png_compression="none")).export()
+    assert small.written == large.written == (0, 1) and large.bytes > small.bytes
+    assert np.array_equal(decode((tmp_path / "city.00001.png").read_bytes()), source.pixels["rgb"][1])
+    assert ImageExporter(source, tmp_path, ImageSettings(bit_depth=16, png_compression="none")).export().written == ()
+    with pytest.raises(ConfigError, match="PNG compression 'zip'"):
+        ImageSettings(png_compression="zip")

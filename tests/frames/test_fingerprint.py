@@ -103,3 +103,14 @@ def test_flight_digest_covers_what_the_store_keeps() -> None:
         {"intrinsics": FLIGHT.intrinsics * 2},
     ):
         assert flight_digest(dataclasses.replace(FLIGHT, **change)) != base
+
+
+def test_only_frames_that_see_a_block_depend_on_it() -> None:
+    seen = [[0], [0, 1], [1], [2], [2, 0], []]
+    digests = ["a" * 64, "b" * 64, "c" * 64]
+    before = SETTINGS.seeing(FLIGHT, seen, digests)
+    after = SETTINGS.seeing(FLIGHT, seen, [digests[0], "d" * 64, digests[2]])
+    prints, others = flight_fingerprints(before, FLIGHT), flight_fingerprints(after, FLIGHT)
+    assert [a == b for a, b in zip(prints, others, strict=True)] == [True, False, False, True, True, True]
+    assert prints == [frame_fingerprint(before, FLIGHT.c2w[i], FLIGHT.intrinsics[i]) for i in range(6)]
+    assert not set(prints) & set(flight_fingerprints(SETTINGS, FLIGHT)) and before.digest == SETTINGS.digest

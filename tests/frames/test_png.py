@@ -120,6 +120,18 @@ def test_bands_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, band: int) -
         assert np.array_equal(decode(whole), pixels)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 65534), (3, 65535), (2, 32767), (40, 33, 3), (700, 33, 4)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_stored_pixels(shape: tuple[int, ...], dtype: str) -> None:
+    """Sizes at, below and above a whole number of stored blocks."""
+    pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+    data = encode_png(pixels, {"Title": "x"}, compress=False)
+    assert np.array_equal(decode(data), pixels)
+    raw = b"".join(part for kind, part in chunks(data) if kind == b"IDAT")
+    count = 1 + pixels.itemsize * int(np.prod(shape[1:]))
+    assert set(zlib.decompress(raw)[::count]) == {0} and len(raw) > pixels.nbytes
+
+
 def test_strided_and_big_endian_arrays(reference_dir: Path) -> None:
     photograph = photographs(reference_dir, 1)[0][::7, ::11, ::-1]
     assert np.array_equal(decode(encode_png(photograph)), photograph)

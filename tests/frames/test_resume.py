@@ -76,6 +76,16 @@ def test_reasons(path: Path) -> None:
     assert reasons(pick(FLIGHT, [0, 1, 3, 4, 5, 6, 7])) == "1 of 8 finished frames differ: frame 2 no longer in the flight"
 
 
+def test_a_replaced_block_makes_frames_that_see_it_stale(path: Path) -> None:
+    seen = [[0], [0], [0, 1], [1], [1, 2], [2], [2], [2]]
+    before = SETTINGS.seeing(FLIGHT, seen, ["a", "b", "c"])
+    render(path, FLIGHT, before)
+    assert plan_of(path, FLIGHT, before).done == tuple(range(8))
+    plan = plan_of(path, FLIGHT, SETTINGS.seeing(FLIGHT, seen, ["a", "B", "c"]))
+    assert plan.differing == (2, 3, 4) and plan.done == (0, 1, 5, 6, 7)
+    assert plan.describe() == "3 of 8 finished frames differ: blocks of the scene in sight of frames 2-4"
+
+
 def test_only_pixels_count(path: Path) -> None:
     """File, names, times, fps and the store's labels may change: nothing is rendered, and the store says the new ones."""
     render(path, FLIGHT, SETTINGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from landmark_batch.events import ChunkDone, JobStarted
 from landmark_batch.frames.export_images import ImageExporter
 from landmark_batch.frames.export_video import VideoExporter, VideoSettings
 from landmark_batch.frames.image_settings import ImageSettings
+from landmark_batch.frames.jpeg import read_jpeg_text
+from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob, job_from_dict
 from landmark_batch.workflows.export import check_exports, default_images_folder, default_video_file, export_images, export_video
-from landmark_batch.workflows.export_session import ExportSession
+from landmark_batch.workflows.export_session import ExportResult, ExportSession
 from tests.frames.export_sources import MemorySource, commit, depths, flight, pictures, write_store
 
 
@@ -51,6 +54,7 @@ def test_usual_names(tmp_path: Path) -> None:
     report = export_video(store.path)
     assert (report.path, report.fps, report.fps_source) == (tmp_path / "city.v2.mp4", 25, "camera file")
     assert default_video_file(store.path, "ffv1") == tmp_path / "city.v2.mkv"
+    assert default_video_file(store.path, "dnxhr") == tmp_path / "city.v2.mov"
     assert export_video(store.path, settings=VideoSettings(codec="ffv1"), job_fps=12.5).fps_source == "job"
     assert report.as_dict()["fps"] == "25" and export_images(store.path).as_dict()["unchanged"] == (0, 1, 2)
 
@@ -74,6 +78,16 @@ def test_frames_as_text(tmp_path: Path) -> None:
         export_images(tmp_path / "nothing.zarr")
 
 
+def segments(path: Path) -> list[int]:
+    """First frames of the segments of a film that stand beside it."""
+    return sorted(int(file.name.split(".")[0]) for file in path.with_name(f"{path.name}.segments").glob("*.segment"))
+
+
+def filming(store: Path, path: Path, *, frames: int, pending: Iterable[int]) -> ExportSession:
+    video = VideoExporter(open_source(store), path, VideoSettings(codec="ffv1", segment_frames=2))
+    return ExportSession(open_source(store), frames=range(frames), pending=pending, video=video)
+
+
 def test_session_exports_while_frames_arrive(tmp_path: Path) -> None:
     shots = pictures(12, 32, 48)
     store = write_store(tmp_path / "city.zarr", {"rgb": shots}, frames=[0, 1])
@@ -86,16 +100,15 @@ def test_session_exports_while_frames_arrive(tmp_path: Path) -> None:
     commit(store, {"rgb": shots}, range(6, 10))
     session(done(6, 7, 8, 9))
     until(lambda: len(list(folder.glob("city.*.png"))) == 6)
-    assert session._video_next == 2  # the film waits for frame 2
     commit(store, {"rgb": shots}, range(2, 6))
     session(done(2, 3, 4, 5))
-    until(lambda: session._video_next == 10)
     assert not (tmp_path / "city.mkv").exists()
     commit(store, {"rgb": shots}, [10, 11])
     session(done(10, 11))
     result = session.finish()
 
     assert result.video is not None and result.video.frames == tuple(range(12)) and result.notes == ()
+    assert result.video.reused == 0, "what this session encoded was not there before"
     assert all(np.array_equal(a, b) for a, b in zip(film(tmp_path / "city.mkv"), shots, strict=True))
     (report,) = result.images
     assert report.written == tuple(range(12)) and report.bytes == sum(path.stat().st_size for path in folder.iterdir())
@@ -106,17 +119,41 @@ def test_session_exports_while_frames_arrive(tmp_path: Path) -> None:
     assert again.images[0].written == () and again.images[0].unchanged == tuple(range(12)) and again.video is None
 
 
+def test_segments_are_encoded_as_their_frames_stand_in_any_order(tmp_path: Path) -> None:
+    shots = pictures(8)
+    store = write_store(tmp_path / "city.zarr", {"rgb": shots}, frames=[0])
+    path = tmp_path / "city.mkv"
+    session = filming(store.path, path, frames=8, pending=range(1, 8))
+    for frames, stand in (([6, 7], [6]), ([3, 4], [6]), ([1, 2], [0, 2, 6])):
+        commit(store, {"rgb": shots}, frames)
+        session(done(*frames))
+        until(lambda stand=stand: segments(path) == stand)  # type: ignore[misc]
+    session.abort()
+    assert segments(path) == [0, 2, 6] and not path.exists()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("export")]
+
+    later = filming(store.path, path, frames=8, pending=[5])
+    result = later.finish(complete=False)
+    assert result.video is None and result.notes == ("no film: 1 of 8 frames are missing: 5",)
+    commit(store, {"rgb": shots}, [5])
+    last = filming(store.path, path, frames=8, pending=[]).finish()
+    assert last.video is not None and (last.video.segments, last.video.reused) == (4, 6)
+    assert all(np.array_equal(a, b) for a, b in zip(film(path), shots, strict=True))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["city.mkv", "city.zarr"]
+
+
 def test_old_pixels_of_frames_to_be_rendered_again_stay_out(tmp_path: Path) -> None:
-    old, new = pictures(4), pictures(4, seed=9)
+    old, new = pictures(6), pictures(6, seed=9)
     store = write_store(tmp_path / "city.zarr", {"rgb": old})
-    settings = job(tmp_path, video={"codec": "ffv1", "file": tmp_path / "city.mkv"})
-    session = ExportSession.of_job(settings, frames=range(4), pending=[1, 2], images=True, video=True)
-    until(lambda: session._video_next == 1)
-    commit(store, {"rgb": new}, [1, 2])
-    session(done(1, 2))
-    assert session.finish().video is not None
-    expected = [old[0], new[1], new[2], old[3]]
-    assert all(np.array_equal(a, b) for a, b in zip(film(tmp_path / "city.mkv"), expected, strict=True))
+    path = tmp_path / "city.mkv"
+    session = filming(store.path, path, frames=6, pending=[2, 3])
+    until(lambda: segments(path) == [0, 4])
+    commit(store, {"rgb": new}, [2, 3, 4])  # 4 by another process, after its segment was made
+    session(done(2, 3))
+    result = session.finish()
+    assert result.video is not None
+    expected = [old[0], old[1], new[2], new[3], new[4], old[5]]
+    assert all(np.array_equal(a, b) for a, b in zip(film(path), expected, strict=True))
 
 
 def test_an_incomplete_job_gets_images_and_no_film(tmp_path: Path) -> None:
@@ -141,11 +178,37 @@ def test_frames_of_other_processes_count_at_the_end(tmp_path: Path) -> None:
 def test_abort_leaves_images_and_no_film(tmp_path: Path) -> None:
     write_store(tmp_path / "city.zarr", {"rgb": pictures(6)}, frames=[0, 1, 2])
     session = ExportSession.of_job(job(tmp_path), frames=range(6), pending=[3, 4, 5], images=True, video=True)
-    until(lambda: session._video_next == 3)
+    until(lambda: len(list((tmp_path / "city" / "rgb").glob("*.png"))) == 3)
     session.abort()
     session.abort()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["city", "city.zarr"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("export")]
+
+
+def test_the_newest_frame_is_always_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shots = pictures(6, 48, 64)
+    store = write_store(tmp_path / "city.zarr", {"rgb": shots}, frames=[0])
+    session = ExportSession.of_job(job(tmp_path), frames=range(6), pending=range(1, 6))
+    picture = tmp_path / "city.latest.jpg"
+    assert not picture.exists(), "nothing is rendered yet"
+    for frame in (3, 1, 5):  # as chunks come, not as frames are counted
+        commit(store, {"rgb": shots}, [frame])
+        session(done(frame))
+        until(picture.exists)
+    result = session.finish(complete=False)
+    assert result == ExportResult((), None)
+    with Image.open(picture) as image:
+        near = [np.abs(np.asarray(image).astype(int) - shot).mean() for shot in shots]
+    assert near[5] < 8 and min(near[:5]) > 10
+    assert read_jpeg_text(picture)["Title"] == "city frame 5"
+
+    blocked = ExportSession.of_job(job(tmp_path), frames=range(6), pending=[2, 4])
+    picture.unlink()
+    picture.mkdir()
+    commit(store, {"rgb": shots}, [2, 4])
+    blocked(done(2, 4))
+    assert blocked.finish().images == ()
+    assert "no picture of the newest frame" in caplog.text
 
 
 def test_depth_waits_for_all_frames(tmp_path: Path) -> None:
@@ -205,5 +268,4 @@ def test_a_render_with_every_output_exports_every_output(tmp_path: Path) -> None
     assert sorted(str(path.relative_to(tmp_path / "city")) for path in (tmp_path / "city").rglob("*.png")) == [
         f"{name}/city.{frame:05d}.png" for name in ("alpha", "depth", "rgb") for frame in range(2)
     ]
-    with VideoExporter(MemorySource(pixels), tmp_path / "x.mkv", VideoSettings(codec="ffv1")) as exporter:
-        assert exporter.plan.pix_fmt == "rgb48le"
+    assert VideoExporter(MemorySource(pixels), tmp_path / "x.mkv", VideoSettings(codec="ffv1")).plan.pix_fmt == "rgb48le"

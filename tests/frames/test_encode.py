@@ -1,0 +1,103 @@
+"""A frame's own encoder writes what Zarr's pipeline writes, several frames at a time."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from landmark_batch.errors import StoreError
+from landmark_batch.frames import writer as writer_module
+from landmark_batch.frames.arrays import create_outputs, open_array
+from landmark_batch.frames.encode import encoding_threads, frame_encoder
+from landmark_batch.frames.fingerprint import flight_fingerprints
+from landmark_batch.frames.spec import COMPRESSORS, OutputSpec, StoreSpec
+from landmark_batch.frames.staging import StagedStore
+from landmark_batch.frames.store import FrameStore
+
+from .export_sources import pictures
+from .store_kit import commit, make_flight, make_settings, make_spec
+
+OUTPUTS = (OutputSpec("rgb", "uint8", 3), OutputSpec("depth", "float32"), OutputSpec("alpha", "float16"))
+
+
+def opened(path: Path, **more: Any) -> dict[str, Any]:
+    spec = StoreSpec(**{"frames": 4, "height": 40, "width": 56, "outputs": OUTPUTS, **more})
+    create_outputs(LocalStore(path), spec, {name: {} for name in spec.names})
+    return {name: open_array(StagedStore(path), name) for name in spec.names}
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_the_bytes_are_those_of_zarr(tmp_path: Path, compressor: str) -> None:
+    for name, array in opened(tmp_path, compressor=compressor).items():
+        dtype, channels = str(array.dtype), 3 if name == "rgb" else 1
+        frames = pictures(2, 40, 56, channels, dtype)
+        frames = frames if name == "rgb" else np.ascontiguousarray(frames[..., 0])
+        frames[1] = 0  # a black frame too
+        place = zarr.storage.StorePath(LocalStore(tmp_path), name)
+        plain: Any = zarr.Array(zarr.AsyncArray(array.metadata, place, config=array._async_array.config))
+        plain[:2] = frames
+        encoder = frame_encoder(array)
+        assert encoder is not None
+        for index, frame in enumerate(frames):
+            expected = (tmp_path / name / f"c.{index}.0.0{'.0' if name == 'rgb' else ''}").read_bytes()
+            assert b"".join(encoder(frame)) == expected
+            assert b"".join(encoder(np.repeat(frame, 2, axis=0)[::2])) == expected, "strided frames too"
+
+
+def test_other_layouts_are_left_to_zarr(tmp_path: Path) -> None:
+    assert all(frame_encoder(array) is None for array in opened(tmp_path / "a", frames_per_shard=2).values())
+    for number, (chunks, codecs) in enumerate((((2, 8, 8), "auto"), ((1, 8, 8), ZstdCodec()), ((1, 8, 8), None))):
+        foreign = zarr.create_array(
+            LocalStore(tmp_path / f"b{number}"), shape=(4, 8, 8), chunks=chunks, dtype="uint8", compressors=codecs, serializer=BytesCodec()
+        )
+        assert frame_encoder(foreign) is None
+
+
+def test_frames_of_a_commit_are_encoded_side_by_side(fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two frames meet at a barrier inside their encoders: one after the other they would never get there."""
+    flight, settings = make_flight(6), make_settings()
+    store = FrameStore.create(fast_path / "a.zarr", make_spec(6), flight, settings)
+    meeting = threading.Barrier(2)
+    assert encoding_threads() >= 2
+
+    def meet(array: Any) -> Any:
+        encode = frame_encoder(array)
+        assert encode is not None
+
+        def both(frame: NDArray[Any]) -> Any:
+            meeting.wait(timeout=30)
+            return encode(frame)
+
+        return both
+
+    monkeypatch.setattr(writer_module, "frame_encoder", meet)
+    commit(store, [0, 1, 2, 3], flight_fingerprints(settings, flight))
+    assert sorted(store.finished()) == [0, 1, 2, 3]
+
+
+def test_the_first_error_stops_the_rest(fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flight, settings = make_flight(60), make_settings()
+    store = FrameStore.create(fast_path / "a.zarr", make_spec(60), flight, settings)
+    begun: list[int] = []
+
+    def broken(array: Any) -> Any:
+        def fail(frame: NDArray[Any]) -> Any:
+            begun.append(1)
+            raise OSError(5, "Input/output error")
+
+        return fail
+
+    monkeypatch.setattr(writer_module, "frame_encoder", broken)
+    monkeypatch.setattr(writer_module, "encoding_threads", lambda: 1)
+    with pytest.raises(StoreError, match="Input/output error"):
+        commit(store, range(60), flight_fingerprints(settings, flight))
+    assert len(begun) < 120 and store.finished() == {} and not list(store.path.rglob("*.partial"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("frame-writer")]
