@@ -148,7 +148,7 @@ class _Open:
 
         self.spec = spec
         kind = {"kind": "scene", "runtime": spec.runtime}
-        self.renderer = cast(Any, open_renderer(kind, spec.job, spec.device, spec.threads, kernels=kernel_source())[0])
+        self.renderer = cast(Any, open_renderer(kind, spec.job, spec.device, spec.threads, kernels=kernel_source())[0]).renderer
         self.device = torch.device(spec.device)
         box = self.renderer.config.aabb
         self.flights = [flight_at(spec.job, box, width, height, spec.frames) for width, height in spec.sizes]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from landmark_batch.job import RenderJob
-from landmark_batch.workflows.plan import RenderPlan
+from landmark_batch.workflows.render_plan import RenderPlan
 
 logger = logging.getLogger(__name__)
 

@@ -25,13 +25,15 @@ from landmark_batch.frames.store import FrameStore
 from landmark_batch.workflows.builds import note_build
 from landmark_batch.workflows.driver import Driver
 from landmark_batch.workflows.graph import RenderGraph
+from landmark_batch.workflows.itinerary import route_chunks
 from landmark_batch.workflows.joblog import events_logger, job_log
+from landmark_batch.workflows.machine import group_shape
 from landmark_batch.workflows.order import ABORT_FILE, STOP_FILE, JobOrder, is_set
 from landmark_batch.workflows.outcomes import Steering, WorkerPool
 from landmark_batch.workflows.plan import frames_to_render, narrow
 from landmark_batch.workflows.recorder import RunRecorder
 from landmark_batch.workflows.result import RenderResult
-from landmark_batch.workflows.snapshot import JobSnapshot, remove_dead_snapshots, remove_snapshot, write_snapshot
+from landmark_batch.workflows.snapshot import ROUTE_FILE, JobSnapshot, remove_dead_snapshots, remove_snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,8 @@ class _Drive:
             note_build(store.path, self.order.build)
         with ExitStack() as stack:
             snapshot = self._snapshot(store, owner)
-            folder = write_snapshot(snapshot, self.request.flight)
+            seen = self.request.blocks.seen if self.request.blocks is not None else None
+            folder = write_snapshot(snapshot, self.request.flight, seen=seen, contents=self.request.settings.contents)
             stack.callback(remove_snapshot, folder)
             stack.callback(self.station.close)
             self._drive(store, owner, folder, snapshot, todo)
@@ -139,7 +142,11 @@ class _Drive:
         missing: Sequence[int] = todo
         turn = 0
         while missing and not is_set(folder, STOP_FILE, ABORT_FILE):  # more than one turn only where other processes share the store
-            chunks = split_frames(missing, self.order.chunk_frames)
+            groups = max(1, self._workers // group_shape(self.job.parallel).size)
+            route = route_chunks(self.request, split_frames(missing, self.order.chunk_frames), groups)
+            chunks = route.chunks
+            if self.request.blocks is not None:
+                route.itinerary().save(folder / ROUTE_FILE)
             graph = RenderGraph(self.job.name, self.order.run, chunks, turn=turn)
             pool = self.station.pool(graph, folder, lambda frames: _claim(store, owner, frames))
             driver = Driver(
@@ -148,6 +155,7 @@ class _Drive:
                 emit=lambda event: self._emit(event, store, owner),
                 steering=Steering(folder),
                 depth=PASSING_DEPTH if self.job.parallel.priority > 0 else DEPTH,
+                costs=route.costs,
                 render_timeout=self.job.parallel.render_timeout,
             )
             self.record.add(driver.run(), chunks)

@@ -54,6 +54,7 @@ class Driver:
         emit: Callable[[Event], None],
         steering: Steering,
         depth: int = 2,
+        costs: Sequence[float] | None = None,
         worker_timeout: float = 120.0,
         render_timeout: float = 0.0,
         poll: float = 0.5,
@@ -64,7 +65,7 @@ class Driver:
         self._emit = emit
         self._steering = steering
         self._names: dict[str, str] = dict(pool.workers())
-        self._feeder: Feeder[str] = Feeder(len(chunks), self._names, depth=depth)
+        self._feeder: Feeder[str] = Feeder(len(chunks), self._names, depth=depth, costs=costs)
         self._attempt: Counter[int] = Counter()
         self._out: dict[int, tuple[int, str]] = {}  # chunk -> (attempt, address) now in hand
         self._errors: Counter[int] = Counter()

@@ -2,15 +2,21 @@
 
 Pure logic over chunk numbers; knows neither Dask nor time, so that every order of events can be tested.
 Neighbouring chunks stay on one worker (neighbouring poses touch the same blocks of the scene); a worker that has run
-dry takes the back half of the longest range left; what a lost worker had in hand goes out again first.
+dry takes the back half of the longest range left, by cost where costs are known; what a lost worker had in hand goes
+out again first.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, TypeVar
+
+from landmark_batch.fetching.ranges import balanced_cuts
 
 W = TypeVar("W", bound=Hashable)
 
@@ -30,12 +36,21 @@ class Feeder(Generic[W]):
     """Hands out chunks 0..count-1, each exactly once unless it is given back.
 
     depth: chunks a worker may have in hand at once (one it renders, the others waiting beside it, so that it never idles).
+    costs: [count] what each chunk takes, any unit: ranges are balanced by it. None: all alike.
     """
 
-    def __init__(self, count: int, workers: Iterable[W] = (), *, depth: int = 2) -> None:
+    def __init__(self, count: int, workers: Iterable[W] = (), *, depth: int = 2, costs: Sequence[float] | None = None) -> None:
         if count < 0 or depth < 1:
             raise ValueError(f"count = {count}, depth = {depth}: at least 0 chunks and depth 1")
+        if costs is not None and (len(costs) != count or not all(0 <= cost < math.inf for cost in costs)):
+            raise ValueError(f"costs: one for each of {count} chunks, finite and at least 0")
         self._depth = depth
+        self._costs = costs
+        each = [1.0] * count if costs is None else list(costs)
+        if not all(each):  # a chunk that costs nothing is still a chunk: the longer of two ranges of no cost is the dearer one
+            least = 1e-6 * sum(each) / count or 1.0
+            each = [cost + least for cost in each]
+        self._before = [0.0, *accumulate(each)]  # [count + 1] cost of all chunks before
         self._ranges: dict[W, _Range] = {}
         self._orphans: list[_Range] = []
         self._returned: deque[int] = deque()
@@ -44,17 +59,18 @@ class Feeder(Generic[W]):
         self._deal(count, list(dict.fromkeys(workers)))
 
     def _deal(self, count: int, workers: Sequence[W]) -> None:
-        """Equal contiguous ranges for the workers known at the start (their sizes differ by one at most)."""
+        """Contiguous ranges for the workers known at the start: of sizes that differ by one at most, or of balanced cost."""
         if not workers:
             self._orphans = [_Range(0, count)] if count else []
             return
-        base, extra = divmod(count, len(workers))
-        start = 0
-        for i, worker in enumerate(workers):
-            stop = start + base + (i < extra)
+        if self._costs is not None:
+            cuts = balanced_cuts(self._costs, len(workers))
+        else:
+            base, extra = divmod(count, len(workers))
+            cuts = [i * base + min(i, extra) for i in range(len(workers) + 1)]
+        for worker, start, stop in zip(workers, cuts, cuts[1:], strict=False):
             self._ranges[worker] = _Range(start, stop)
             self._in_hand[worker] = []
-            start = stop
 
     @property
     def workers(self) -> tuple[W, ...]:
@@ -119,14 +135,25 @@ class Feeder(Generic[W]):
             if self._orphans:
                 own = self._ranges[worker] = self._orphans.pop(0)
             else:
-                longest = max(self._ranges.values(), key=len)
+                longest = max(self._ranges.values(), key=self._cost)
                 if not longest:
                     return None
-                middle = longest.stop - (len(longest) + 1) // 2
+                middle = self._middle(longest)
                 own = self._ranges[worker] = _Range(middle, longest.stop)
                 longest.stop = middle
         own.start += 1
         return own.start - 1
+
+    def _cost(self, chunks: _Range) -> float:
+        return self._before[chunks.stop] - self._before[chunks.start]
+
+    def _middle(self, chunks: _Range) -> int:
+        """Where the back half of a range begins: the cut of least difference, of two such the one with the longer back."""
+        half = (self._before[chunks.start] + self._before[chunks.stop]) / 2
+        cut = bisect_left(self._before, half, chunks.start, chunks.stop)
+        if cut > chunks.start and half - self._before[cut - 1] <= self._before[cut] - half:
+            cut -= 1
+        return cut if cut < chunks.stop else chunks.stop - 1
 
     def done(self, worker: W, chunk: int) -> bool:
         """A chunk needs no more work. False if the worker did not have it in hand (a late word from a lost worker)."""

@@ -118,6 +118,27 @@ def usable_memory(root: Path = Path("/")) -> int:
         return total
 
 
+def memory_of_worker(parallel: ParallelSection, machine: Machine, device: str) -> tuple[int, int]:
+    """(bytes of a worker's device, bytes of its share of the host's memory) where a job takes all it may of this machine."""
+    host = int(machine.memory * MEMORY_SHARE)
+    if device == "cuda":
+        chosen = [gpu.memory for gpu in machine.gpus if parallel.gpus is None or gpu.ordinal in parallel.gpus] or [0]
+        return min(chosen), host // max(1, parallel.workers or len(chosen))
+    share = host // max(1, parallel.workers or machine.cores)
+    return share, share
+
+
+def own_memory(device: str) -> tuple[int, int]:
+    """`memory_of_worker` for this process alone, which knows no more than its device and that others like it share the host."""
+    host = int(usable_memory() * MEMORY_SHARE)
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), host // max(1, _gpus_present(Path("/")))
+    share = host // usable_cores()
+    return share, share
+
+
 def choose_device(parallel: ParallelSection, machine: Machine) -> str:
     """'cuda' or 'cpu': what the job says, else GPUs where there are any.
 

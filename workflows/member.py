@@ -126,7 +126,7 @@ class GroupMember:
 
         from landmark_batch.parallel.group import Membership, RenderGroup
         from landmark_batch.parallel.shape import GroupShape
-        from landmark_batch.workflows.renderers import open_group_renderer
+        from landmark_batch.workflows.renderers import open_group_renderer, route_of
 
         order, started = self.order, time.perf_counter()
         opened = open_snapshot(self._folder)  # before any meeting: what is wrong here is told as it is
@@ -145,7 +145,14 @@ class GroupMember:
         self._group = group
         group.watch(lambda error: self.fence(error, ""))
         self._state = "loading"
-        self._renderer = open_group_renderer(snapshot, device, group, kernels=self._kernels)
+        self._renderer = open_group_renderer(
+            snapshot,
+            device,
+            group,
+            outputs=opened.store.spec.outputs,
+            kernels=self._kernels,
+            route=lambda: route_of(self._folder),
+        )
         group.control.gather(torch.zeros(1), [1] * group.membership.shape.size).wait()  # the leader waits until all have loaded
         logger.info("%s: formed and loaded in %.1f s on %s", order.describe(), time.perf_counter() - started, device)
         if order.rank == 0:

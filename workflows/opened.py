@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.errors import CheckpointError, LandmarkError
+from landmark_batch.frames.fingerprint import FrameSettings
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.workflows.snapshot import JobSnapshot, read_snapshot
 
@@ -22,10 +23,14 @@ _SAME_PATHS = "every worker needs the store and the scene at the same paths, on 
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run as a worker finds it. poses: [F, 3, 4] camera to world; lenses: [F, 4] fl_x, fl_y, cx, cy in pixels."""
+    """A run as a worker finds it. poses: [F, 3, 4] camera to world; lenses: [F, 4] fl_x, fl_y, cx, cy in pixels.
+
+    settings: what frames' fingerprints cover beside these.
+    """
 
     snapshot: JobSnapshot
     store: FrameStore
+    settings: FrameSettings
     poses: NDArray[np.float64]
     lenses: NDArray[np.float64]
 
@@ -67,4 +72,8 @@ def open_snapshot(folder: Path) -> OpenedRun:
     """
     snapshot, arrays = read_snapshot(folder)
     prove_scene(snapshot)
-    return OpenedRun(snapshot, FrameStore.open(Path(snapshot.store)), arrays["c2w"], arrays["intrinsics"])
+    contents: dict[bytes, bytes] = {}
+    if "seen_by" in arrays:
+        contents = {key.tobytes(): value.tobytes() for key, value in zip(arrays["seen_by"], arrays["seen_content"], strict=True)}
+    settings = FrameSettings(snapshot.settings, contents)
+    return OpenedRun(snapshot, FrameStore.open(Path(snapshot.store)), settings, arrays["c2w"], arrays["intrinsics"])

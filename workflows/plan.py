@@ -1,14 +1,13 @@
-"""RenderPlan: what a job will do and cost, known without a cluster and without a GPU. Refuses with numbers."""
+"""Makes a job's RenderPlan, without a cluster and without a GPU. Refuses with numbers."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from landmark_batch.chunks import FrameChunk, format_frame_ranges, split_frames
+from landmark_batch.chunks import FrameChunk, split_frames
 from landmark_batch.errors import ConfigError, DiskFullError, FramesDifferError, StoreError
 from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.resume import ResumePlan, compare
@@ -18,137 +17,12 @@ from landmark_batch.job import RenderJob
 from landmark_batch.workflows.builds import Build, other_build, this_build
 from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, group_shape, place_workers
 from landmark_batch.workflows.measured import Speed, SpeedKey, recall_speed
+from landmark_batch.workflows.render_plan import RenderPlan, bytes_text
 from landmark_batch.workflows.request import RenderRequest, scene_request
-from landmark_batch.workflows.unsupported import refuse_unsupported
 
 CHUNKS_A_WORKER = 12  # of a worker or a render group, at least, where a job is short: all then end together within a few per cent
 PROCESS_BYTES = 400 * 2**20  # Python, torch and Dask of one worker before it has loaded anything (measured: 330 to 380 MiB)
 COMPRESSED_AT_BEST = 0.5  # share of the raw size below which rendered frames rarely go: a disk with less room is refused
-
-
-@dataclass(frozen=True)
-class RenderPlan:
-    """A job against its store and this machine.
-
-    todo: frames to render, ascending. done: finished frames of those wanted. differing: finished frames of other settings that
-    --update or --overwrite replaces, difference: why in words. moved: frames that only change their place.
-    bytes_todo: of what is missing, uncompressed; bytes_expected: as this store's frames compress, None before its first.
-    placement: None where an existing cluster decides. worker_memory: bytes, a process included. speed: measured before, else None.
-    """
-
-    request: RenderRequest
-    store_exists: bool
-    todo: tuple[int, ...]
-    done: int
-    differing: int
-    difference: str
-    moved: int
-    chunks: tuple[FrameChunk, ...]
-    bytes_todo: int
-    bytes_expected: int | None
-    disk_free: int
-    worker_memory: int
-    placement: Placement | None
-    speed: Speed | None
-    warnings: tuple[str, ...]
-
-    @property
-    def job(self) -> RenderJob:
-        return self.request.job
-
-    @property
-    def seconds(self) -> float | None:
-        """Wall time of rendering what is to do, None if nothing was measured on this machine before."""
-        if self.speed is None:
-            return None
-        return self.speed.seconds(len(self.todo), self.request.pixels, self.request.samples, self.placement.groups if self.placement else 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        request, job = self.request, self.job
-        return {
-            "name": job.name,
-            "store": str(job.store_path),
-            "store_exists": self.store_exists,
-            "frames": {
-                "flight": len(request.flight),
-                "wanted": len(request.wanted),
-                "done": self.done,
-                "todo": len(self.todo),
-                "differing": self.differing,
-                "moved": self.moved,
-                "todo_ranges": format_frame_ranges(self.todo),
-            },
-            "difference": self.difference,
-            "width": request.spec.width,
-            "height": request.spec.height,
-            "outputs": {output.name: output.dtype for output in request.spec.outputs},
-            "chunks": len(self.chunks),
-            "chunk_frames": max((len(chunk.frames) for chunk in self.chunks), default=0),
-            "bytes": self.bytes_todo,
-            "bytes_expected": self.bytes_expected,
-            "disk_free": self.disk_free,
-            "worker_memory": self.worker_memory,
-            "workers": self.placement.workers if self.placement else None,
-            "groups": self.placement.groups if self.placement else None,
-            "tensor_parallel": job.parallel.tensor_parallel,
-            "data_parallel": job.parallel.data_parallel,
-            "device": self.placement.device if self.placement else request.device,
-            "gpus": list(self.placement.gpus) if self.placement else [],
-            "device_name": self.placement.device_name if self.placement else None,
-            "runtime": request.runtime,
-            "precision": request.precision,
-            "mode": request.mode,
-            "samples": request.samples,
-            "seconds": self.seconds,
-            "warnings": list(self.warnings),
-        }
-
-    def describe(self) -> str:
-        """The plan as text for people, a few aligned lines."""
-        request, job, spec = self.request, self.job, self.request.spec
-        wanted, flight = len(request.wanted), len(request.flight)
-        frames = f"{wanted} of {flight}" if wanted < flight else f"{flight}"
-        standing = [f"{self.done} stand already"] if self.done else []
-        standing += [f"{self.differing} are replaced ({self.difference})"] if self.differing else []
-        standing += [f"{self.moved} change their place"] if self.moved else []
-        size = max((len(chunk.frames) for chunk in self.chunks), default=0)
-        rows = [
-            ("frames", f"{frames} of {spec.width}×{spec.height}; {'; '.join([*standing, f'{len(self.todo)} to render'])}"),
-            ("chunks", f"{len(self.chunks)} of up to {size} frame{'s' * (size != 1)}" if self.chunks else "none"),
-            ("store", f"{job.store_path} ({', '.join(str(output) for output in spec.outputs)})"),
-            ("disk", self._describe_disk()),
-            ("workers", self._describe_workers()),
-            *([("groups", self._describe_groups())] if group_shape(job.parallel).size > 1 else []),
-            ("sampling", f"{request.mode}, {request.samples} samples a ray; {request.precision}"),
-            ("runtime", f"{request.runtime} ({request.runtime_reason})" if request.runtime_reason else request.runtime),
-            ("time", self._describe_time()),
-        ]
-        lines = [job.name, *(f"  {name:9} {text}" for name, text in rows)]
-        return "\n".join([*lines, *(f"  warning   {text}" for text in self.warnings)])
-
-    def _describe_disk(self) -> str:
-        expected = f", about {_bytes(self.bytes_expected)} as frames here compress" if self.bytes_expected is not None else ""
-        return f"{_bytes(self.bytes_todo)} uncompressed{expected}; {_bytes(self.disk_free)} free"
-
-    def _describe_workers(self) -> str:
-        if self.placement is None:
-            return f"as the cluster has; {_bytes(self.worker_memory)} of memory each"
-        place = self.placement
-        on = f"GPU {', '.join(map(str, place.gpus))} ({place.device_name})" if place.gpus else f"the CPU ({place.device_name})"
-        return f"{place.workers} on {on}, {_bytes(self.worker_memory)} of memory each"
-
-    def _describe_groups(self) -> str:
-        shape = group_shape(self.job.parallel)
-        each = f"of {shape.size} ranks (tensor {shape.tensor} x data {shape.data})"
-        return f"{self.placement.groups} {each}" if self.placement else f"{each}, as many as the cluster has workers for"
-
-    def _describe_time(self) -> str:
-        if not self.todo:
-            return "nothing to render"
-        if self.seconds is None or self.speed is None:
-            return "unknown: nothing alike has been rendered on this machine before"
-        return f"about {_duration(self.seconds)}, as measured here before{'' if self.speed.same_scene else ' on another scene'}"
 
 
 def make_plan(
@@ -160,10 +34,11 @@ def make_plan(
     cluster renders, this machine's devices do not count. machine: default this one.
     Raises ConfigError, CheckpointError, CameraError, StoreError, FramesDifferError, DiskFullError: whatever `render` would refuse.
     """
-    refuse_unsupported(job)
     machine = machine or describe_machine()
     device = choose_device(job.parallel, machine) if scheduler is None else job.parallel.device.replace("auto", "cpu")
-    return plan_request(scene_request(job, device), machine, update=update, overwrite=overwrite, scheduler=scheduler)
+    return plan_request(
+        scene_request(job, device, machine if scheduler is None else None), machine, update=update, overwrite=overwrite, scheduler=scheduler
+    )
 
 
 def plan_request(
@@ -320,28 +195,12 @@ def _check_disk(plan: RenderPlan, spec: StoreSpec) -> list[str]:
         need, sure = plan.bytes_todo, int(plan.bytes_todo * (1.0 if spec.compressor == "none" else COMPRESSED_AT_BEST))
     if plan.disk_free < sure:
         raise DiskFullError(
-            f"{plan.job.store_path}: {len(plan.todo)} frames need {_bytes(need)}, the disk has {_bytes(plan.disk_free)} free",
+            f"{plan.job.store_path}: {len(plan.todo)} frames need {bytes_text(need)}, the disk has {bytes_text(plan.disk_free)} free",
             remedy="make space, name another disk with -o, or render fewer or smaller frames (--frames, --width)",
         )
     if plan.disk_free < need:
         return [
-            f"the disk has {_bytes(plan.disk_free)} free and frames take {_bytes(need)} uncompressed: "
+            f"the disk has {bytes_text(plan.disk_free)} free and frames take {bytes_text(need)} uncompressed: "
             "should it get full, the job stops, and goes on when there is space"
         ]
     return []
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} seconds"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} minutes"

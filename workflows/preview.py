@@ -24,7 +24,6 @@ from landmark_batch.workflows.machine import Machine, choose_device, describe_ma
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.request import RenderRequest, scene_request
 from landmark_batch.workflows.result import RenderResult
-from landmark_batch.workflows.unsupported import refuse_unsupported
 
 DEFAULT_FPS = 24.0
 SMOOTH_FPS = 8.0  # of film time; fewer frames only when even the smallest size is too slow
@@ -94,7 +93,6 @@ def make_preview(
     from landmark_batch.workflows.export import export_video
 
     started = time.monotonic()
-    refuse_unsupported(job)
     machine = machine or describe_machine()
     request = scene_request(job, choose_device(job.parallel, machine))
     placement, _ = place_workers(job.parallel, machine, device=request.device, worker_memory=request.worker_memory)

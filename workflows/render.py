@@ -30,7 +30,6 @@ from landmark_batch.workflows.machine import Machine, describe_machine
 from landmark_batch.workflows.measured import record_speed
 from landmark_batch.workflows.order import ABORT_FILE, STOP_FILE, ExportOrder, JobOrder
 from landmark_batch.workflows.plan import (
-    RenderPlan,
     build_of,
     frames_to_render,
     make_plan,
@@ -39,6 +38,7 @@ from landmark_batch.workflows.plan import (
     refuse_differing,
     speed_key,
 )
+from landmark_batch.workflows.render_plan import RenderPlan
 from landmark_batch.workflows.request import RenderRequest
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.snapshot import new_run_id, run_folder

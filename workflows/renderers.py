@@ -6,9 +6,11 @@ A renderer takes one camera and returns the arrays of one frame; it knows nothin
 from __future__ import annotations
 
 import ctypes
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,8 +20,14 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.snapshot import ROUTE_FILE, SEEN_FILE
 
 if TYPE_CHECKING:
+    from landmark_batch.fetching.choice import FetchChoice
+    from landmark_batch.fetching.fetcher import Fetcher
+    from landmark_batch.fetching.route import Route
+    from landmark_batch.model.fused import FusedRenderer
+    from landmark_batch.model.renderer import Renderer
     from landmark_batch.model.runtime import KernelSource
     from landmark_batch.model.settings import RenderSettings
     from landmark_batch.parallel.group import RenderGroup
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     from landmark_batch.scene.shard import ChannelShard
     from landmark_batch.scene.weights import SceneWeights
     from landmark_batch.workflows.snapshot import JobSnapshot
+
+logger = logging.getLogger(__name__)
 
 
 class RenderedFrame(Protocol):
@@ -43,7 +53,11 @@ class RenderedFrame(Protocol):
 
 
 class FrameRenderer(Protocol):
-    def render(self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int) -> RenderedFrame: ...
+    def render(
+        self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
+    ) -> RenderedFrame:
+        """frame: its number in the flight, for a renderer that fetches what frames need ahead of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,9 @@ class SimulatedRenderer:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def render(self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int) -> SimulatedFrame:
+    def render(
+        self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
+    ) -> SimulatedFrame:
         until = time.perf_counter() + self._seconds
         rgb = np.empty((height, width, 3), np.float32)
         rgb[:] = np.abs(np.sin(np.asarray(c2w[:, 3], np.float64))).astype(np.float32)
@@ -77,13 +93,31 @@ class SimulatedRenderer:
         return SimulatedFrame(rgb, plain, plain, {"rays": height * width})
 
 
+class ResidentRenderer:
+    """A renderer that has the whole scene, whichever frame comes."""
+
+    def __init__(self, renderer: Renderer | FusedRenderer) -> None:
+        self.renderer = renderer
+
+    def render(
+        self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
+    ) -> RenderedFrame:
+        return self.renderer.render(c2w, intrinsics, width, height)
+
+
 def open_renderer(
-    spec: Mapping[str, Any], job: RenderJob, device: str, threads: int = 1, *, kernels: KernelSource | None = None
+    spec: Mapping[str, Any],
+    job: RenderJob,
+    device: str,
+    threads: int = 1,
+    *,
+    kernels: KernelSource | None = None,
+    route: Callable[[], Route] | None = None,
 ) -> tuple[FrameRenderer, str]:
     """The renderer a snapshot names, ready to render, and its device. spec: {'kind': 'scene'} or {'kind': 'simulated', 'seconds': s}.
 
     device: 'cuda', 'cpu', or 'auto' where the process looks for itself. threads: of this process on a CPU. kernels: where compiled ones
-    come from.
+    come from. route: what frames see of a scene in blocks, and in which order they come; without it blocks are fetched as frames come.
 
     Raises CheckpointError or ConfigError as the scene's own loader does.
     """
@@ -94,7 +128,7 @@ def open_renderer(
         raise ConfigError(f"renderer {kind!r}: this version knows 'scene' and 'simulated'")
     if "runtime" in spec:  # as the client resolved it
         job = job.model_copy(update={"model": job.model.model_copy(update={"runtime": spec["runtime"]})})
-    return _open_scene(job, device, threads, kernels)
+    return _open_scene(job, spec, device, threads, kernels, route)
 
 
 def keep_freed_memory() -> bool:
@@ -111,23 +145,40 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim, 2**30) and mallopt(mmap, 2**25))
 
 
-def open_group_renderer(snapshot: JobSnapshot, device: str, group: RenderGroup, *, kernels: KernelSource | None = None) -> GroupRenderer:
-    """This rank's renderer: it reads its share of the channels only. device: 'cuda' or 'cpu'. Raises as `open_renderer`."""
+def open_group_renderer(
+    snapshot: JobSnapshot,
+    device: str,
+    group: RenderGroup,
+    *,
+    outputs: Sequence[OutputSpec],
+    kernels: KernelSource | None = None,
+    route: Callable[[], Route] | None = None,
+) -> GroupRenderer:
+    """This rank's renderer: it reads its share of the channels only. device: 'cuda' or 'cpu'. outputs: of the store, which ranks round
+    their pixels to. route: as for `open_renderer`, whose errors it raises.
+    """
     import torch
 
     from landmark_batch.parallel.renderer import GroupRenderer
     from landmark_batch.scene.shard import ChannelShard
 
-    job, shape = snapshot.render_job(), group.membership.shape
+    job, shape, threads = snapshot.render_job(), group.membership.shape, snapshot.threads
     if snapshot.renderer.get("kind") != "scene":
         raise ConfigError(f"renderer {snapshot.renderer.get('kind')!r}: groups render scenes")
     job = job.model_copy(update={"model": job.model.model_copy(update={"runtime": snapshot.renderer["runtime"]})})
     shard = ChannelShard(group.membership.rank % shape.tensor, shape.tensor) if shape.tensor > 1 else None
-    weights, settings = _load(job, device, snapshot.threads, kernels, shard)
-    return GroupRenderer(group, weights, settings, torch.device(device), threads=snapshot.threads)
+    choice = fetch_choice(snapshot.renderer, job, device)
+    if choice is not None and choice.mode == "dynamic":
+        fetcher = open_fetcher(job, choice, device, threads, kernels, route() if route is not None else None, shard)
+        where = fetcher.base, fetcher.settings, torch.device(device)
+        return GroupRenderer(group, *where, threads=threads, outputs=outputs, fetcher=fetcher)
+    weights, settings = _load(job, device, threads, kernels, shard)
+    return GroupRenderer(group, weights, settings, torch.device(device), threads=threads, outputs=outputs)
 
 
-def _open_scene(job: RenderJob, device: str, threads: int, kernels: KernelSource | None) -> tuple[FrameRenderer, str]:
+def _open_scene(
+    job: RenderJob, spec: Mapping[str, Any], device: str, threads: int, kernels: KernelSource | None, route: Callable[[], Route] | None
+) -> tuple[FrameRenderer, str]:
     import torch
 
     from landmark_batch.kernels.tuning import Launches
@@ -136,10 +187,71 @@ def _open_scene(job: RenderJob, device: str, threads: int, kernels: KernelSource
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    launches = Launches(kernels.cache_dir if kernels is not None else None)
+    choice = fetch_choice(spec, job, device)
+    if choice is not None and choice.mode == "dynamic":
+        from landmark_batch.fetching.renderer import FetchingRenderer
+
+        fetcher = open_fetcher(job, choice, device, threads, kernels, route() if route is not None else None)
+        memory = choice.batch if device == "cuda" else None
+        return FetchingRenderer(fetcher, launches=launches, memory=memory), device
     weights, settings = _load(job, device, threads, kernels, None)
     if settings.runtime == "fused" and device == "cuda":
-        return FusedRenderer(weights, settings, torch.device(device), Launches(kernels.cache_dir if kernels is not None else None)), device
-    return Renderer(weights, settings, torch.device(device)), device
+        memory = choice.batch if choice is not None else None
+        return ResidentRenderer(FusedRenderer(weights, settings, torch.device(device), launches, memory=memory)), device
+    return ResidentRenderer(Renderer(weights, settings, torch.device(device))), device
+
+
+def fetch_choice(spec: Mapping[str, Any], job: RenderJob, device: str) -> FetchChoice | None:
+    """How this worker holds a scene in blocks: as the client chose, or by its own memory; None for a checkpoint."""
+    blocks = spec.get("blocks")
+    if blocks is None:
+        return None
+    from landmark_batch.fetching.choice import FetchChoice, SceneSize, choose_fetching
+
+    if blocks["choice"] is not None:
+        return FetchChoice(**blocks["choice"])
+    from landmark_batch.workflows.machine import own_memory
+
+    memory, host = own_memory(device)
+    choice = choose_fetching(job.fetching, SceneSize(**blocks["size"]), device=device, memory=memory, host=host)
+    logger.info("fetching: %s, %s", choice.mode, choice.reason)
+    return choice
+
+
+def open_fetcher(
+    job: RenderJob,
+    choice: FetchChoice,
+    device: str,
+    threads: int,
+    kernels: KernelSource | None,
+    route: Route | None,
+    shard: ChannelShard | None = None,
+) -> Fetcher:
+    """What brings this worker's share of blocks into its slots."""
+    import torch
+
+    from landmark_batch.fetching.fetcher import Fetcher
+    from landmark_batch.model.runtime import load_runtime
+    from landmark_batch.model.settings import resolve_settings
+    from landmark_batch.scene.store import BlockStore
+
+    if device == "cpu":
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+    assert job.scene.checkpoint is not None
+    store = BlockStore.open(job.scene.checkpoint)
+    settings = resolve_settings(job, store.config, device=device, kernels=kernels)
+    load_runtime(settings.runtime, device, source=kernels)
+    return Fetcher(store, settings, torch.device(device), choice, route, shard=shard)
+
+
+def route_of(folder: Path) -> Route:
+    """The route that a run's folder holds. Raises ConfigError where it is damaged."""
+    from landmark_batch.fetching.flight_blocks import FlightBlocks
+    from landmark_batch.fetching.route import Route
+
+    return Route(FlightBlocks.load(folder / SEEN_FILE), folder / ROUTE_FILE)
 
 
 def _load(

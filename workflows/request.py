@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.chunks import parse_frame_ranges
@@ -13,6 +13,11 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.frames.fingerprint import FrameSettings
 from landmark_batch.frames.spec import OutputSpec, StoreInfo, StoreSpec
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.machine import Machine, memory_of_worker
+from landmark_batch.workflows.scene_blocks import SceneBlocks, scene_blocks
+
+if TYPE_CHECKING:
+    from landmark_batch.fetching.choice import FetchChoice
 
 SCENE_RENDERER: Mapping[str, Any] = {"kind": "scene"}
 
@@ -24,6 +29,8 @@ class RenderRequest:
     renderer: for the workers, see renderers.open_renderer. device: 'cuda' or 'cpu' its settings were resolved for.
     samples: a ray. mode, runtime (and why), precision: for people and for measured speeds. scene: content digest, '' without a scene.
     worker_memory: bytes a worker is expected to need, 0 = unknown. warnings: what the user should know.
+    blocks: of a scene in a block store, and what its frames see; fetching: how a worker of this machine holds it, None where each worker
+    decides for itself.
     """
 
     job: RenderJob
@@ -42,16 +49,20 @@ class RenderRequest:
     worker_memory: int = 0
     warnings: tuple[str, ...] = ()
     runtime_reason: str = ""
+    blocks: SceneBlocks | None = None
+    fetching: FetchChoice | None = None
 
     @property
     def pixels(self) -> int:
         return self.spec.width * self.spec.height
 
 
-def scene_request(job: RenderJob, device: str) -> RenderRequest:
+def scene_request(job: RenderJob, device: str, machine: Machine | None = None) -> RenderRequest:
     """Check a job's scene, cameras and settings without loading planes and without a device.
 
-    device: 'cuda' or 'cpu'. Raises ConfigError, CheckpointError, CameraError naming what is wrong, where and the remedy.
+    device: 'cuda' or 'cpu'. machine: that renders, where it is known.
+
+    Raises ConfigError, CheckpointError, CameraError naming what is wrong, where and the remedy.
     """
     from landmark_batch.cameras.check import check_flight
     from landmark_batch.cameras.formats import flight_of_job
@@ -72,11 +83,20 @@ def scene_request(job: RenderJob, device: str) -> RenderRequest:
         ranks = settings.tensor_parallel
         warnings.append(f"tensor_parallel = {ranks}: the scene's channels leave {idle} of every {ranks} workers without any")
     digest = scene_digest(checkpoint, edit=job.scene.edit, edit_block=job.scene.edit_block)
+    blocks = scene_blocks(job, settings, flight, device=device)
+    choice = None if blocks is None or machine is None else choose(job, blocks, device, *memory_of_worker(job.parallel, machine, device))
+    memory = estimate_memory(config, settings, flight.width, flight.height, tensor_parallel=settings.tensor_parallel)
+    if blocks is not None and choice is not None and choice.mode == "dynamic":
+        memory = blocks.size.rest + blocks.size.batch + choice.slots * blocks.size.block + (choice.host_bytes if device == "cpu" else 0)
+    values = {"scene": blocks.base if blocks else digest, "scene.plane_division": list(config.division), **settings.pixel_settings()}
+    prints = FrameSettings(values)
+    if blocks is not None:
+        prints = prints.seeing(flight, (blocks.seen.of(frame).tolist() for frame in range(len(flight))), blocks.digests)
     return RenderRequest(
         job=job,
         flight=flight,
         wanted=wanted,
-        settings=FrameSettings({"scene": digest, "scene.plane_division": list(config.division), **settings.pixel_settings()}),
+        settings=prints,
         spec=store_spec(job, flight),
         info=store_info(job, flight),
         device=device,
@@ -84,16 +104,32 @@ def scene_request(job: RenderJob, device: str) -> RenderRequest:
         mode=settings.mode,
         runtime=settings.runtime,
         runtime_reason=settings.runtime_reason,
-        renderer={"kind": "scene", "runtime": settings.runtime},
+        renderer={"kind": "scene", "runtime": settings.runtime, **_held(blocks, choice)},
         precision=settings.precision,
         scene=digest,
-        worker_memory=estimate_memory(config, settings, flight.width, flight.height, tensor_parallel=settings.tensor_parallel),
+        worker_memory=memory,
         warnings=tuple(warnings),
+        blocks=blocks,
+        fetching=choice,
     )
 
 
-def checkpoint_of(job: RenderJob) -> Path:
-    """Raises ConfigError if the job names none."""
+def choose(job: RenderJob, blocks: SceneBlocks, device: str, memory: int, host: int) -> FetchChoice:
+    """`choose_fetching` for a worker with these bytes on its device and of its host. Raises as that."""
+    from landmark_batch.fetching.choice import choose_fetching
+
+    return choose_fetching(job.fetching, blocks.size, device=device, memory=memory, host=host)
+
+
+def _held(blocks: SceneBlocks | None, choice: FetchChoice | None) -> dict[str, Any]:
+    """What workers are told of a scene in blocks."""
+    if blocks is None:
+        return {}
+    return {"blocks": {"size": asdict(blocks.size), "choice": asdict(choice) if choice else None}}
+
+
+def checkpoint_of(job: RenderJob) -> Path | str:
+    """The scene's path, or the URL of a block store. Raises ConfigError if the job names none."""
     if job.scene.checkpoint is None:
         where = str(job.path) if job.path is not None else f"job {job.name!r}"
         raise ConfigError(f"{where}: scene.checkpoint is not set", remedy="name the .th file, or the directory of -sub{b}.th files")

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import CameraError, ConfigError, LandmarkError
-from landmark_batch.frames.fingerprint import FrameSettings, frame_fingerprint
+from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.writer import FrameWriter
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
-from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame, open_renderer
+from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame, open_renderer, route_of
 
 if TYPE_CHECKING:
     from landmark_batch.model.runtime import KernelSource
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AHEAD = 1  # frames that a group has begun beyond the one that is taken
 COMMIT_BYTES = 256 * 2**20  # pixels a worker holds before it commits them; larger chunks are committed in parts
 
 
@@ -83,7 +85,7 @@ class RenderSession:
         self._hands = 0
         self._rendering = threading.Lock()
         self._folder = folder
-        self._settings = FrameSettings(snapshot.settings)
+        self._settings = opened.settings
         self._generation = snapshot.generation
         self._store = opened.store
         self._renderer = renderer
@@ -100,7 +102,14 @@ class RenderSession:
         opened = open_snapshot(folder)
         snapshot = opened.snapshot
         timeline = open_timeline(snapshot, worker)
-        renderer, device = open_renderer(snapshot.renderer, snapshot.render_job(), snapshot.device, snapshot.threads, kernels=kernels)
+        renderer, device = open_renderer(
+            snapshot.renderer,
+            snapshot.render_job(),
+            snapshot.device,
+            snapshot.threads,
+            kernels=kernels,
+            route=lambda: route_of(folder),
+        )
         logger.info("run %s opened in %.1f s on %s", snapshot.run, time.perf_counter() - started, device)
         return cls(folder, opened, renderer, worker=worker, device=device, timeline=timeline)
 
@@ -115,6 +124,9 @@ class RenderSession:
                 writer.close()
             self._writers.clear()
             self._spare.clear()
+            close = getattr(self._renderer, "close", None)
+            if close is not None and not self._group:  # a group's is closed by its member
+                close()
             self._renderer = _CLOSED
             if self._timeline is not None:
                 self._timeline.close()
@@ -244,15 +256,39 @@ class RenderSession:
     def _pixels(self, frames: Sequence[int], stages: defaultdict[str, float], counters: Counter[str]) -> dict[str, NDArray[Any]]:
         spec = self._store.spec
         pixels = self._arrays(len(frames))
-        for i, frame in enumerate(frames):
-            before = time.perf_counter()
-            rendered = self._frame(frame)
+        before = time.perf_counter()
+        for i, (frame, rendered) in enumerate(self._rendered(frames)):
             between = time.perf_counter()
             rendered.quantised(spec.outputs, frame=frame, into={name: values[i] for name, values in pixels.items()})
             stages["render"] += between - before
-            stages["quantise"] += time.perf_counter() - between
+            before = time.perf_counter()
+            stages["quantise"] += before - between
             counters.update(rendered.counters)
         return pixels
+
+    def _rendered(self, frames: Sequence[int]) -> Iterator[tuple[int, RenderedFrame]]:
+        """Frames in their order. A group begins the next one before this one is taken."""
+        spec, begin = self._store.spec, getattr(self._renderer, "begin", None)
+        begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
+        try:
+            for frame in frames:
+                camera = self._poses[frame], tuple(float(value) for value in self._lenses[frame]), spec.width, spec.height
+                if begin is None:
+                    yield frame, self._renderer.render(*camera, frame=frame)
+                    continue
+                begun.append((frame, begin(*camera, frame=frame).finish))
+                if len(begun) > AHEAD:
+                    first, finish = begun.popleft()
+                    yield first, finish()
+            while begun:
+                first, finish = begun.popleft()
+                yield first, finish()
+        except (CameraError, ConfigError):
+            raise  # found before the group was asked
+        except Exception as error:
+            if not self._group:
+                raise
+            raise GroupLostError(f"group {self._group} cannot render frames {format_frame_ranges(frames)}") from error
 
     def _arrays(self, frames: int) -> dict[str, NDArray[Any]]:
         """Arrays for so many frames; those of an earlier chunk where they fit, since new memory costs a fault a page."""
@@ -264,17 +300,6 @@ class RenderSession:
                 return spare
         return {output.name: np.empty((frames, *spec.frame_shape(output.name)), output.dtype) for output in spec.outputs}
 
-    def _frame(self, frame: int) -> RenderedFrame:
-        spec, lens = self._store.spec, tuple(float(value) for value in self._lenses[frame])
-        try:
-            return self._renderer.render(self._poses[frame], lens, spec.width, spec.height)
-        except (CameraError, ConfigError):
-            raise  # found before the group was asked
-        except Exception as error:
-            if not self._group:
-                raise
-            raise GroupLostError(f"group {self._group} cannot render frame {frame}") from error
-
     def _writer(self, attempt: int) -> FrameWriter:
         if attempt not in self._writers:
             self._writers[attempt] = self._store.writer(self._worker, attempt, self._epoch, group=self._group, generation=self._generation)
@@ -284,7 +309,9 @@ class RenderSession:
 class _Closed:
     """In a closed session's place for a renderer: lets go of the scene's memory."""
 
-    def render(self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int) -> RenderedFrame:
+    def render(
+        self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
+    ) -> RenderedFrame:
         raise RuntimeError("the session was closed")
 
 

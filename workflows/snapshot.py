@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import StoreError
@@ -20,9 +21,14 @@ from landmark_batch.frames.layout import StoreLayout
 from landmark_batch.frames.process import ProcessIdentity, this_process
 from landmark_batch.job import RenderJob, job_from_dict
 
+if TYPE_CHECKING:
+    from landmark_batch.fetching.flight_blocks import FlightBlocks
+
 _FOLDER = "runs"
 _JSON = "snapshot.json"
 _FLIGHT = "flight.npz"
+SEEN_FILE = "seen.npz"  # of a scene in blocks: which of them each frame can see
+ROUTE_FILE = "route.npz"  # in which order frames go out
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,24 @@ def new_run_id() -> str:
     return secrets.token_hex(4)
 
 
-def write_snapshot(snapshot: JobSnapshot, flight: Flight) -> Path:
-    """Write a run's folder inside its store. Returns the folder. Raises StoreError where it cannot be written."""
+def write_snapshot(
+    snapshot: JobSnapshot, flight: Flight, *, seen: FlightBlocks | None = None, contents: Mapping[bytes, bytes] | None = None
+) -> Path:
+    """Write a run's folder inside its store. Returns the folder. seen, contents: blocks of the flight's frames and what their
+    fingerprints say of them (FrameSettings.contents), of a scene in blocks.
+
+    Raises StoreError where it cannot be written."""
     folder = _folder(Path(snapshot.store)) / snapshot.run
     try:
         folder.mkdir(parents=True)
         with (folder / _FLIGHT).open("wb") as file:
-            np.savez(file, c2w=flight.c2w, intrinsics=flight.intrinsics, size=np.array([flight.width, flight.height]))
+            arrays = {"c2w": flight.c2w, "intrinsics": flight.intrinsics, "size": np.array([flight.width, flight.height])}
+            if contents:
+                keys, values = b"".join(contents), b"".join(contents.values())
+                arrays |= {"seen_by": _rows(keys, len(contents)), "seen_content": _rows(values, len(contents))}
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        if seen is not None:
+            seen.save(folder / SEEN_FILE)
         (folder / _JSON).write_text(json.dumps(asdict(snapshot)), encoding="utf-8")
     except OSError as error:
         raise StoreError(
@@ -83,8 +100,13 @@ def write_snapshot(snapshot: JobSnapshot, flight: Flight) -> Path:
     return folder
 
 
+def _rows(data: bytes, count: int) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8).reshape(count, -1)
+
+
 def read_snapshot(folder: Path) -> tuple[JobSnapshot, Mapping[str, Any]]:
-    """What `write_snapshot` wrote: the snapshot and its arrays c2w [F, 3, 4], intrinsics [F, 4], size (width, height).
+    """What `write_snapshot` wrote: the snapshot and its arrays c2w [F, 3, 4], intrinsics [F, 4], size (width, height), and for a
+    scene in blocks seen_by, seen_content [N, bytes] uint8: the keys and values of contents.
 
     Raises StoreError naming host and folder where it is not to be seen from here.
     """

@@ -29,6 +29,7 @@ def command() -> None:
     \b
     landmark-batch bench JOB.toml    rendering, the job around it, writing, exports, scheduling
     landmark-batch bench kernels     the renderer's ops, beside what the device does at most and beside plain torch
+    landmark-batch bench fetching JOB.toml   a flight with some of its scene's blocks in memory, beside all of them
     """
 
 
@@ -123,6 +124,29 @@ def kernels_command(
     say_table(report.table(), head=HEAD)
     for line in report.remarks():
         click.echo(line)
+    say_written(written)
+
+
+@command.command("fetching")
+@click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
+@click.option("--frames", type=click.IntRange(1), help="Frames of the flight that are rendered, from its first; default all.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any value of the job file; repeatable.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
+@json_option
+def fetching_command(job_file: Path, frames: int | None, settings: tuple[str, ...], output: Path | None, as_json: bool) -> None:
+    """Render JOB.toml's flight with its fetching, and again with the whole scene: frames a second, bytes, waits, memory.
+
+    The scene must be a block store. Slots are the job's (fetching.gpu_blocks, fetching.gpu_memory). Nothing is written.
+    """
+    from landmark_batch.job import load_job
+    from landmark_batch.workflows.bench_fetching import bench_fetching
+
+    report = bench_fetching(load_job(job_file, settings), frames=frames, tell=_tell)
+    written = [report.save(output)] if output is not None else []
+    if as_json:
+        say_json(report.as_dict())
+        return
+    click.echo(report.describe())
     say_written(written)
 
 

@@ -15,6 +15,7 @@ from landmark_batch.commands.job_source import JobCommand, job_options, read_job
 @click.option("--update", is_flag=True, help="As `render --update`.")
 @click.option("--overwrite", is_flag=True, help="As `render --overwrite`.")
 @click.option("--scheduler", help="As `render --scheduler`.")
+@click.option("--fetching", is_flag=True, help="Blocks that fetching moves, beside on-demand fetching and LandMark's window.")
 @json_option
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, **flags: Any) -> None:
@@ -26,7 +27,14 @@ def command(ctx: click.Context, /, as_json: bool, **flags: Any) -> None:
 
     request = read_job(ctx, flags)
     plan = make_plan(request.job, update=flags["update"], overwrite=flags["overwrite"], scheduler=flags["scheduler"])
+    report = None
+    if flags["fetching"]:
+        from landmark_batch.workflows.fetch_plan import fetch_report
+
+        report = fetch_report(plan)
     if as_json:
-        say_json(plan.as_dict())
-    else:
-        click.echo(plan.describe())
+        say_json(plan.as_dict() | ({"fetching_report": report.as_dict()} if report is not None else {}))
+        return
+    click.echo(plan.describe())
+    if report is not None:
+        click.echo(report.describe())

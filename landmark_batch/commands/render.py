@@ -10,7 +10,7 @@ import click
 
 from landmark_batch.commands import logs
 from landmark_batch.commands.allocation import ask_slurm, run_in_slurm
-from landmark_batch.commands.common import count_of, human_time, say_table, say_written
+from landmark_batch.commands.common import count_of, human_bytes, human_time, say_table, say_written
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.job_source import JobCommand, JobRequest, going_on, job_options, read_job
 from landmark_batch.commands.progress import ProgressSink
@@ -170,6 +170,14 @@ def _traffic(job: RenderJob, result: RenderResult) -> str:
     return f"exchanged: {describe_traffic(config, shape, result.counters, result.rendered)}"
 
 
+def _fetched(result: RenderResult) -> str:
+    """What fetching of blocks moved, and how long rendering waited for it."""
+    counted = {name.removeprefix("fetch_"): count for name, count in result.counters.items() if name.startswith("fetch_")}
+    moved = counted["bytes_copied"] or counted["bytes_read"]
+    waited = f"{counted['stalls']:,} waits of {counted['stall_microseconds'] / 1e6:.2f} s in all"
+    return f"fetched: {count_of(counted['loads'], 'block')}, {human_bytes(moved)} ({human_bytes(counted['bytes_read'])} read); {waited}"
+
+
 def _say_result(job: RenderJob, result: RenderResult, stage_times: bool) -> None:
     if not result.rendered and not result.missing:
         return  # the progress lines said so
@@ -182,6 +190,8 @@ def _say_result(job: RenderJob, result: RenderResult, stage_times: bool) -> None
     click.echo(text + (f"; {result.skipped:,} stood already" if result.skipped else ""))
     if result.rendered and result.counters.get("tensor_bytes"):
         click.echo(_traffic(job, result))
+    if result.rendered and result.counters.get("fetch_loads"):
+        click.echo(_fetched(result))
     if stage_times and result.stages:
         say_table([[name, f"{seconds:.2f}"] for name, seconds in result.stages.items()], head=["stage", "seconds over all workers"])
 

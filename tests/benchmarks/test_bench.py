@@ -48,14 +48,6 @@ def test_rendering_writing_and_exports_in_one_table(make_job: MakeJob, tmp_path:
         report.save(tmp_path)
 
 
-def test_scheduling_on_real_workers(tmp_path: Path) -> None:
-    report = run_bench(tmp_path, parts=("scheduling",), simulated_frames=48, simulated_seconds=0.02)
-    figures = {row.what.strip(): row.value for row in report.rows}
-    assert figures["everything but rendering"] > 0
-    assert "the same for 10,000 frames" in figures
-    assert report.bars[0].limit == 0.01
-
-
 def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bench speed: no such part"):
         run_bench(tmp_path / "none", parts=("speed",))

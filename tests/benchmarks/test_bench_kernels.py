@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from landmark_batch.commands.bench import command
 from landmark_batch.errors import ConfigError, KernelBuildError
-from landmark_batch.job import RenderJob
 from landmark_batch.kernels.toolchain import ToolchainError, find_toolchain
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.model.work import SampleCounts, Work, count_samples, frame_work, work_of_range
@@ -20,7 +19,7 @@ from landmark_batch.scene.demo import write_demo
 from landmark_batch.workflows.bench_kernels import SMALL, UHD, bench_job, bench_kernels, highest, parse_size
 from landmark_batch.workflows.bench_side import Ceilings, Side, SideSpec, flight_at, spread
 from landmark_batch.workflows.kernel_report import HEAD, KernelReport
-from tests.factories import make_config, make_scene
+from tests.factories import make_config, make_scene, quick_demo
 from tests.kernels.test_cpu_kernels import libraries
 from tests.model.conftest import POSES, settings_for
 
@@ -31,7 +30,8 @@ LENS, WIDTH, HEIGHT = (60.0, 60.0, 40.0, 30.0), 83, 61
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo(tmp_path_factory.mktemp("demo"), frames=4, fine=32).job
+    with quick_demo():
+        return write_demo(tmp_path_factory.mktemp("demo"), frames=4, fine=32).job
 
 
 def test_work_of_a_frame() -> None:
@@ -94,31 +94,27 @@ def test_both_runtimes_side_by_side(demo: Path, libraries: Path, tmp_path: Path,
         report.save(tmp_path)
 
 
-def test_torch_alone_where_there_are_no_kernels(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_measures_torch_alone_where_there_are_no_kernels(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LANDMARK_BATCH_KERNELS", str(tmp_path))  # a folder without libraries
-    job = bench_job(demo, tmp_path, settings=["sampling.samples=16", "parallel.device=cpu"])
-    report = bench_kernels(job, sizes=[(16, 9)], frames=1)
-    assert report.runtime == "torch" and report.ratio is None
-    assert "no compiled kernels, torch alone is measured: prebuilt" in report.notes[0]
-    assert report.counts["evaluated"] == report.counts["survived"]
-    assert [time.runtime for time in report.times] == ["torch"]
-    assert [row.torch_seconds for row in report.rows] == [None] * len(report.rows)
-    with pytest.raises(KernelBuildError, match="no such file"):
-        bench_kernels(fused(job), sizes=[(16, 9)], frames=1)
-
-
-def fused(job: RenderJob) -> RenderJob:
-    return job.model_copy(update={"model": job.model.model_copy(update={"runtime": "fused"})})
-
-
-def test_the_command(demo: Path, tmp_path: Path) -> None:
     run = CliRunner()
-    words = ["kernels", "--scene", str(demo), "--device", "cpu", "--runtime", "torch", "--width", "16", "--height", "9", "--frames", "1"]
-    done = run.invoke(command, [*words, "--set", "sampling.samples=16", "-o", str(tmp_path / "figures.json")])
+    words = ["kernels", "--scene", str(demo), "--device", "cpu", "--width", "16", "--height", "9", "--frames", "1"]
+    words += ["--set", "sampling.samples=16"]
+    done = run.invoke(command, [*words, "--runtime", "auto", "-o", str(tmp_path / "figures.json")])
     assert done.exit_code == 0, done.output
     assert "city: torch, fp32, 16×9, 16 samples a ray (hull), 1 pose, medians" in done.output
     assert "ceilings of the same run: copy" in done.output
-    assert json.loads((tmp_path / "figures.json").read_text())["poses"] == 1
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["runtime"] == "torch" and report["ratio"] is None and report["poses"] == 1
+    assert "no compiled kernels, torch alone is measured: prebuilt" in report["notes"][0]
+    assert report["counts"]["evaluated"] == report["counts"]["survived"]
+    assert [time["runtime"] for time in report["times"]] == ["torch"]
+    assert [row["torch_seconds"] for row in report["rows"]] == [None] * len(report["rows"])
+    refused = run.invoke(command, [*words, "--runtime", "fused"])
+    assert isinstance(refused.exception, KernelBuildError) and "no such file" in str(refused.exception)
+
+
+def test_other_words_of_the_command(tmp_path: Path) -> None:
+    run = CliRunner()
     told = run.invoke(command, ["--help"])
     assert told.exit_code == 0 and "kernels" in told.output and "job" in told.output
     assert isinstance(run.invoke(command, [str(tmp_path / "none.toml")]).exception, ConfigError), "any other word is a job"

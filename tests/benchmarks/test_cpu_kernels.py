@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from landmark_batch.scene.demo import write_demo
+from tests.factories import quick_demo
 from tests.kernels.test_cpu_kernels import ROOT, libraries
 
 __all__ = ["libraries"]
@@ -21,7 +22,8 @@ FLOOR = 4.0
 
 @pytest.mark.timeout(600)
 def test_a_frame_of_the_demo_city(libraries: Path, tmp_path: Path) -> None:
-    write_demo(tmp_path, frames=4)
+    with quick_demo():
+        write_demo(tmp_path, frames=4)
     command = [sys.executable, "-m", "tests.benchmarks.cpu_kernels", str(tmp_path), str(libraries), "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

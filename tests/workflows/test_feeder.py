@@ -106,6 +106,48 @@ def test_a_dropped_chunk_does_not_go_out_again() -> None:
     assert feeder.left == 0
 
 
+@given(st.lists(st.integers(0, 50), max_size=60), st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 3))
+def test_with_costs_too_every_chunk_goes_out_exactly_once(costs: list[int], speeds: list[int], depth: int) -> None:
+    workers = {f"w{i}": speed for i, speed in enumerate(speeds)}
+    order = drain(Feeder(len(costs), workers, depth=depth, costs=costs), workers)
+    assert sorted(chunk for chunks in order.values() for chunk in chunks) == list(range(len(costs)))
+
+
+def test_first_ranges_are_balanced_by_cost() -> None:
+    feeder: Feeder[str] = Feeder(10, ["a", "b"], depth=10, costs=[9, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    assert feeder.take("a") == 0
+    assert feeder.take("b") == 1
+
+
+def test_an_idle_worker_takes_the_back_half_of_the_dearest_range() -> None:
+    feeder: Feeder[str] = Feeder(9, ["a", "b", "idle"], depth=1, costs=[1, 1, 1, 1, 10, 1, 1, 6, 6])
+    assert [feeder.take("a"), feeder.take("b"), feeder.take("idle")] == [0, 4, 7]
+    feeder.done("idle", 7)
+    assert feeder.take("idle") == 8
+    feeder.done("idle", 8)
+    assert feeder.take("idle") == 2  # 1, 2, 3 are left to a, of cost 3; 5, 6 to b, of cost 2
+    feeder.done("idle", 2)
+    assert feeder.take("idle") == 3
+
+
+def test_equal_costs_are_taken_like_no_costs() -> None:
+    def run(costs: list[float] | None) -> list[int | None]:
+        feeder: Feeder[str] = Feeder(23, ["slow", "fast"], depth=1, costs=costs)
+        order = [feeder.take("slow")]
+        while (chunk := feeder.take("fast")) is not None:
+            order.append(chunk)
+            feeder.done("fast", chunk)
+        return order
+
+    assert run([2.5] * 23) == run(None)
+
+
+@pytest.mark.parametrize("costs", [[1.0], [1.0, -1.0], [1.0, float("inf")], [1.0, float("nan")]])
+def test_impossible_costs_are_refused(costs: list[float]) -> None:
+    with pytest.raises(ValueError, match="costs"):
+        Feeder(2, depth=1, costs=costs)
+
+
 @pytest.mark.parametrize(("count", "depth"), [(-1, 1), (1, 0)])
 def test_impossible_sizes_are_refused(count: int, depth: int) -> None:
     with pytest.raises(ValueError, match="count"):

@@ -92,7 +92,7 @@ def test_a_disk_that_cannot_hold_the_frames_is_refused_with_numbers(make_job: Ma
     [
         ("parallel.tensor_parallel=3", ConfigError, r"2 workers do not divide into groups of 3 .*: use 3"),
         ("parallel.data_parallel=4", ConfigError, r"2 workers do not divide into groups of 4 .*: use 4"),
-        ("fetching.mode=dynamic", ConfigError, r"fetching.mode.*\n.*resident"),
+        ("fetching.mode=dynamic", ConfigError, r"fetching.mode.*\n.*landmark-batch convert"),
         ("fetching.gpu_blocks=4", ConfigError, r"gpu_blocks = 4"),
         ("fetching.gpu_memory=8GiB", ConfigError, r"gpu_memory = 8GiB"),
         ("fetching.host_memory=8GiB", ConfigError, r"host_memory = 8GiB"),

@@ -110,7 +110,7 @@ def test_errors_travel_as_what_they_are_or_as_text(opened: tuple[RenderSession, 
         def __reduce__(self) -> Any:
             raise TypeError("no")
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise Unpicklable("illegal memory access")
 
     monkeypatch.setattr(SimulatedRenderer, "render", broken)

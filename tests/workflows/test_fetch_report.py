@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+
+from landmark_batch.fetching.block_sets import block_sets
+from landmark_batch.workflows.fetch_report import FetchReport, describe_fetching
+
+BOX = ((-4.0, -3.0, 0.0), (4.0, 3.0, 1.0))  # 4 x 3 blocks of side 2
+
+
+def report(slots: int, groups: int = 1) -> FetchReport:
+    """Two lines to and fro along x, 8 frames each; a frame needs its own block and the one at its side."""
+    xs = np.arange(-3.5, 4.0)
+    positions = np.array([(x, y, 2.0) for y, line in ((-2.0, xs), (0.0, xs[::-1])) for x in line])
+    columns, rows = ((positions[:, 0] + 4) // 2).astype(int), ((positions[:, 1] + 3) // 2).astype(int)
+    sets = block_sets([[column * 3 + row, column * 3 + row + 1] for column, row in zip(columns, rows, strict=True)])
+    needs = SimpleNamespace(offsets=sets.offsets, ids=sets.ids, samples=np.full(16, 1000))
+    chunks = [[i, i + 1] for i in range(0, 16, 2)]
+    return describe_fetching(needs, chunks, positions, aabb=BOX, division=(4, 3), block_bytes=10**9, slots=slots, groups=groups)
+
+
+def test_the_report_counts_what_every_way_moves() -> None:
+    found = report(slots=3)
+    assert (found.frames, found.chunks, found.blocks_mean, found.blocks_max) == (16, 8, 2.0, 2)
+    assert (found.working_set, found.scene_blocks) == (12, 12)
+    values = json.loads(json.dumps(found.as_dict()))
+    assert values["orders"]["flight order"] == 14  # the line back finds two of the four blocks in the middle, demand fetching one
+    assert values["order"] in ("Hilbert curve", "tour over block sets")
+    assert values["loads"] == 12 == values["bytes"] // 10**9
+    assert values["demand_loads"] == 15
+    assert values["landmark"]["window"] == [1, 1]
+    assert values["landmark"]["refills"] == 8
+    assert values["landmark"]["dropped"] == (16 * 1000 + 7 * 1000) / (16 * 2000)  # the blocks at the side, and seven times its own
+
+
+def test_the_table_says_what_was_chosen_and_why() -> None:
+    text = report(slots=3).describe()
+    assert "2.0 a frame on average, 2 at most" in text
+    assert "12 blocks, 12 GB" in text
+    assert "flight order 14" in text
+    assert "15 blocks, 15 GB, 1.25 x" in text
+    assert "of all samples" in text
+    assert "no block is moved twice" in report(slots=12).describe()
+    assert "3 in each of 2 groups" in report(slots=3, groups=2).describe()
+
+
+def test_frames_in_passes_are_counted() -> None:
+    found = report(slots=1)
+    assert found.order.passes == 16
+    assert "16 of 16 frames need more blocks than there are slots" in found.describe()
+    assert found.as_dict()["frames_in_passes"] == 16
+
+
+def test_nothing_to_render_moves_nothing() -> None:
+    empty = SimpleNamespace(offsets=np.zeros(1, dtype=np.int64), ids=np.zeros(0, dtype=np.int32), samples=np.zeros(0, dtype=np.int64))
+    found = describe_fetching(empty, [], np.zeros((0, 3)), aabb=BOX, division=(4, 3), block_bytes=1, slots=4)
+    assert (found.order.loads, found.window.loads, found.working_set) == (0, 0, 0)
+    assert "0 blocks" in found.describe()
