@@ -51,8 +51,8 @@ def quantise(
     device = parts[0][1][0].device
     with span("quantise", device), torch.inference_mode():
         if device.type == "cpu":
-            checked, converted = zip(*[_in_bands(planes, output) for output, planes in parts], strict=True)
-            wrong, values = torch.stack(checked), list(converted)
+            checked, done = zip(*[_in_bands(planes, output) for output, planes in parts], strict=True)
+            wrong, values = torch.stack(checked), list(done)
         else:
             wrong = torch.stack([_wrong(planes, output) for output, planes in parts])
             values = [converted(planes, output) for output, planes in parts]
