@@ -18,23 +18,36 @@ CELL = 8  # voxels of a coarse cell, on each axis
 def pack_bits(volume: Tensor) -> list[Tensor]:
     """Mask volume [Z, Y, X] bool -> bits [Z, Y, ceil(X / 32)] int32 (x fastest, lowest bit first) and coarse bits, as `trace` reads.
 
-    A coarse cell of 8 voxels an axis is set if any voxel in it or next to it is.
+    A coarse cell of 8 voxels an axis is set if any voxel in it or next to it is. Works where the volume is, in a few times its bytes.
     """
     z, y, x = volume.shape
-    near = torch.nn.functional.max_pool3d(volume[None, None].to(torch.float32), 3, 1, 1)
+    near = volume
+    for axis in range(3):
+        near = _spread(near, axis)
     padded = torch.nn.functional.pad(near, (0, -x % CELL, 0, -y % CELL, 0, -z % CELL))
-    cells = torch.nn.functional.max_pool3d(padded, CELL, CELL)[0, 0] > 0
+    along = [size // CELL for size in padded.shape]
+    cells = padded.view(along[0], CELL, along[1], CELL, along[2], CELL).any(5).any(3).any(1)
     return [
         _bits(torch.nn.functional.pad(volume, (0, -x % 32))),
         _bits(torch.nn.functional.pad(cells.reshape(-1), (0, -cells.numel() % 32))),
     ]
 
 
+def _spread(flags: Tensor, axis: int) -> Tensor:
+    """Flags that are set there or on either side along an axis."""
+    count, spread = flags.shape[axis], flags.clone()
+    if count > 1:
+        spread.narrow(axis, 1, count - 1).logical_or_(flags.narrow(axis, 0, count - 1))
+        spread.narrow(axis, 0, count - 1).logical_or_(flags.narrow(axis, 1, count - 1))
+    return spread
+
+
 def _bits(flags: Tensor) -> Tensor:
     """Bool [..., 32 n] -> int32 [..., n]."""
-    words = flags.reshape(*flags.shape[:-1], -1, 32).to(torch.int64)
-    value = (words << torch.arange(32, device=flags.device)).sum(-1)
-    return torch.where(value >= 2**31, value - 2**32, value).to(torch.int32).contiguous()
+    words = flags.new_zeros((*flags.shape[:-1], flags.shape[-1] // 32), dtype=torch.int32)
+    for bit in range(32):
+        words |= flags[..., bit::32].to(torch.int32) << bit
+    return words
 
 
 def unpack_bits(bits: Tensor, size: Sequence[int]) -> Tensor:

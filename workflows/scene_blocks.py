@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import spawn
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
 
@@ -15,6 +17,7 @@ from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import ConfigError
 from landmark_batch.frames.fingerprint import flight_digest
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.machine import usable_cores
 
 if TYPE_CHECKING:
     from landmark_batch.fetching.choice import SceneSize
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FRAME_BYTES = 5 * 4 * 3 + 16  # a pixel: rgb, depth and alpha as rendered, copied and composed; its place in the order of rays
 SEEN_VERSION = 1  # of how visibility is computed; another one computes anew
 KEPT = 64  # tables in the cache folder; the oldest go first
 
@@ -65,7 +69,7 @@ def scene_blocks(
     ranks = settings.tensor_parallel
     block = store.block_bytes(settings.precision, ranks)
     config = store.config
-    rest = config.decoder_parameters(ranks) * 4
+    rest = config.decoder_parameters(ranks) * 4 + flight.width * flight.height * FRAME_BYTES
     if config.mask_size is not None:
         z, y, x = config.mask_size
         rest += z * y * x + (z + 3) * (y + 3) * (x + 3) * 8 // 7
@@ -127,10 +131,27 @@ def _seen(store: object, settings: RenderSettings, flight: Flight, cache: Path) 
                 return found
         except ConfigError:
             logger.info("%s is damaged: computed again", file)
-    found = flight_blocks(store.config, settings, store.mask(), store.division, flight)
+    with _main_stays_out():
+        found = flight_blocks(store.config, settings, store.mask(), store.division, flight, processes=usable_cores())
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         found.save(file)
         for old in sorted(file.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             old.unlink(missing_ok=True)
     return found
+
+
+@contextlib.contextmanager
+def _main_stays_out() -> Iterator[None]:
+    """Processes that start in here do not import the caller's main module: a script without a main guard would begin again in each."""
+    original = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = original(name)
+        return {key: value for key, value in data.items() if key not in ("init_main_from_name", "init_main_from_path")}
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -81,10 +81,27 @@ def order_chunks(
     return ChunkOrder(best.name, best.order, best.cuts, best.plans, demand, found)
 
 
+def follow_order(name: str, sets: AnySets, chunks: Sequence[Sequence[int]], cuts: Sequence[int], slots: int) -> ChunkOrder:
+    """The plans of an order that is decided already: chunks as they come, group g renders chunks[cuts[g]:cuts[g + 1]].
+
+    sets, slots: as for `order_chunks`. Demand fetching, to compare, gives each group as many frames in flight order.
+    """
+    flat = block_sets(sets)
+    plans = tuple(belady(part, slots) for part in _parts(flat, chunks, np.arange(len(chunks)), cuts))
+    flight = sorted(row for chunk in chunks for row in chunk)
+    demand = sum(lru(flat.take(part), slots).loads for part in np.array_split(np.asarray(flight, np.int64), len(plans)))
+    made = ChunkOrder(name, np.arange(len(chunks)), tuple(cuts), plans, demand, {})
+    return replace(made, candidates={name: made.loads})
+
+
 def _ranges(
     sets: BlockSets, chunks: Sequence[Sequence[int]], order: Int64, cost: NDArray[np.float64], groups: int
 ) -> tuple[tuple[int, ...], list[BlockSets]]:
     """Cuts of `order` for the groups, and the sets of each group's frames in the order it renders them."""
     cuts = balanced_cuts(cost[order], groups)
+    return tuple(cuts), _parts(sets, chunks, order, cuts)
+
+
+def _parts(sets: BlockSets, chunks: Sequence[Sequence[int]], order: Int64, cuts: Sequence[int]) -> list[BlockSets]:
     numbers = order.tolist()
-    return tuple(cuts), [sets.take([frame for i in numbers[low:high] for frame in chunks[i]]) for low, high in pairwise(cuts)]
+    return [sets.take([frame for i in numbers[low:high] for frame in chunks[i]]) for low, high in pairwise(cuts)]

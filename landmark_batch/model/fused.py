@@ -72,7 +72,7 @@ class FusedRenderer:
             self._occupancy: list[Tensor] = []
             self._mask_box, self._mask_size = flat_box(config.aabb), [0, 0, 0]
             if weights.mask is not None:
-                self._occupancy = fused.pack_bits(weights.mask.volume.to(self.device))
+                self._occupancy = [bits.to(self.device) for bits in fused.pack_bits(weights.mask.volume)]
                 self._mask_box = flat_box(weights.mask.aabb)
                 self._mask_size = [int(n) for n in reversed(weights.mask.volume.shape)]
             self._division: Sequence[int] = () if config.layout == "single" else config.division
@@ -183,7 +183,7 @@ class FusedRenderer:
     def batch_memory(self) -> int:
         """Bytes for the buffers of a batch."""
         if self._memory is not None:
-            return self._memory
+            return self._memory // 2  # a graph has buffers of its own, beside those of the steps before it
         if self.device.type != "cuda":
             return 2**30
         left = torch.cuda.get_device_properties(self.device).total_memory - torch.cuda.memory_allocated(self.device)

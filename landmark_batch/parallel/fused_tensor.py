@@ -84,7 +84,7 @@ class FusedTensorStages:
             self._occupancy: list[Tensor] = []
             self._mask_box, self._mask_size = flat_box(config.aabb), [0, 0, 0]
             if weights.mask is not None:
-                self._occupancy = fused.pack_bits(weights.mask.volume.to(device))
+                self._occupancy = [bits.to(device) for bits in fused.pack_bits(weights.mask.volume)]
                 self._mask_box = flat_box(weights.mask.aabb)
                 self._mask_size = [int(n) for n in reversed(weights.mask.volume.shape)]
             division: Sequence[int] = () if config.layout == "single" else config.division
@@ -100,11 +100,11 @@ class FusedTensorStages:
             grid = (flat_box(config.aabb), division, tables.slots if tables is not None else None)
             self._density = (*grid, *density, len(config.resolutions))
             self._app = (*grid, *app, len(config.resolutions))
-            tables = len(app[0])
-            self._basis = fused.pad_basis(weights.basis_mat.to(device, torch.float32), tables)
+            count = len(app[0])
+            self._basis = fused.pad_basis(weights.basis_mat.to(device, torch.float32), count)
             self._basis_density = None
             if weights.basis_density is not None:
-                self._basis_density = fused.pad_basis(weights.basis_density.to(device, torch.float32), tables)
+                self._basis_density = fused.pad_basis(weights.basis_density.to(device, torch.float32), count)
             self._packed: tuple[Tensor, Tensor] | None = None
             widths = [matrix.shape[0] for matrix in self._decoder.weights]
             usual = (fused.SHADE_CHANNELS, 1, dtype, config.app_dim, widths, config.fea_pe, config.view_pe)
@@ -140,7 +140,7 @@ class FusedTensorStages:
         """The samples of rays [R, 6] with this rank's part of their density features."""
         with span("march and density", self.device):
             if self._passes is None or self._tables is None:
-                return self._march(rays, capacity, self._density[2])
+                return self._march(rays, capacity, self._tables.slots if self._tables is not None else None)
             blocks, source = self._passes
             every = torch.full_like(self._tables.slots, -1)
             every[torch.tensor([*blocks], dtype=torch.int64, device=self.device)] = 0

@@ -6,16 +6,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from landmark_batch.errors import CheckpointError, FramesDifferError
-from landmark_batch.events import ChunkDone, ChunkFailed, Event
+from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows import control
 from landmark_batch.workflows.itinerary import route_chunks
 from landmark_batch.workflows.plan import make_plan
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.result import RenderResult
+from tests.fetching.flights import write_store
 from tests.workflows.block_jobs import (
     FRAMES,
     HIGH,
@@ -134,6 +137,21 @@ def test_one_worker_follows_the_order_in_space_and_loads_what_was_planned(
 
 
 @pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("kind", ["cut", "half"])
+def test_one_slot_of_a_scene_that_was_cut_into_blocks(kind: str, town: Path, tmp_path: Path) -> None:
+    """A sequential scene's planes in 3 x 2 blocks, in fp32 and in fp16: every frame in passes, the bits of the checkpoint."""
+    checkpoint, store = write_store(tmp_path, kind)
+    precision = "model.precision=fp16" if kind == "half" else "model.precision=fp32"
+    few = (precision, "cameras.frames=0,5,12", "parallel.workers=1")
+    whole = block_job(checkpoint, town / "flight.json", tmp_path / "whole.zarr", *few)
+    one = block_job(store, town / "flight.json", tmp_path / "one.zarr", *few, "fetching.mode=dynamic", "fetching.gpu_blocks=1")
+    assert run_render(whole).state == "complete"
+    result = run_render(one)
+    assert result.counters["fetch_loads"] > 6
+    assert pixels(one.store_path) == pixels(whole.store_path)
+
+
+@pytest.mark.usefixtures("inline")
 def test_a_replaced_block_makes_stale_only_the_frames_that_see_it(town: Path, tmp_path: Path, resident: dict[str, bytes]) -> None:
     write_town(tmp_path)
     job = block_job(tmp_path / "town.zarr", town / "flight.json", tmp_path / "frames.zarr", *SLOTS)
@@ -234,3 +252,26 @@ def test_a_job_from_a_url_gets_over_a_busy_server(
         wanted = request_of(job)
         assert wanted.blocks is not None
         assert wanted.blocks.size.blocks == 6
+
+
+def test_a_pause_and_a_killed_worker_change_no_pixel(town: Path, tmp_path: Path, resident: dict[str, bytes], scheduler: str) -> None:
+    """Paused, workers give up their slots; killed, one loses them. Both begin again with none."""
+    job = dynamic_job(town, tmp_path / "steered.zarr")
+    done: list[ChunkDone] = []
+    killed: list[int] = []
+
+    def steer(event: Event) -> None:
+        if isinstance(event, ChunkDone):
+            done.append(event)
+            if len(done) == 2:
+                control.pause(job.store_path)
+                threading.Timer(0.5, control.go_on, (job.store_path,)).start()
+        if isinstance(event, ChunkStarted) and len(done) >= 7 and not killed:
+            workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    result = run_render(job, scheduler=scheduler, sinks=[steer])
+    assert (result.state, result.rendered, len(killed)) == ("complete", FRAMES, 1)
+    assert pixels(job.store_path) == resident
+    assert set(executions(job.store_path)) == set(range(FRAMES))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +164,31 @@ def test_what_a_flight_sees_is_computed_once(town: Path, machine: Machine, monke
     resolve(town, machine)
     assert len(calls) == 3
     assert len([*folder.glob("*.npz")]) == KEPT
+
+
+SCRIPT = """\
+import sys
+from pathlib import Path
+from landmark_batch.fetching import flight_blocks
+from tests.workflows.block_jobs import block_job, request_of
+flight_blocks.WORTH_A_PROCESS = 13
+folder = Path(sys.argv[1])
+blocks = request_of(block_job(folder / "town.zarr", folder / "flight.json", folder / "frames.zarr")).blocks
+print(blocks.seen.ids.tolist())
+"""  # without a main guard, on purpose
+
+
+def test_a_long_flight_is_looked_at_by_processes_that_do_not_run_the_script_again(town: Path, machine: Machine, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(script), str(town)], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    alone = resolve(town, machine).blocks
+    assert alone is not None
+    assert done.stdout.splitlines() == [str(alone.seen.ids.tolist())]
 
 
 def test_chunks_go_out_in_flight_order_where_all_blocks_are_held(town: Path, machine: Machine) -> None:
