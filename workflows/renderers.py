@@ -167,13 +167,30 @@ def open_group_renderer(
         raise ConfigError(f"renderer {snapshot.renderer.get('kind')!r}: groups render scenes")
     job = job.model_copy(update={"model": job.model.model_copy(update={"runtime": snapshot.renderer["runtime"]})})
     shard = ChannelShard(group.membership.rank % shape.tensor, shape.tensor) if shape.tensor > 1 else None
-    choice = fetch_choice(snapshot.renderer, job, device)
+    choice = _agreed_choice(snapshot.renderer, job, device, group)
+    memory = choice.batch if choice is not None and device == "cuda" else None
     if choice is not None and choice.mode == "dynamic":
         fetcher = open_fetcher(job, choice, device, threads, kernels, route() if route is not None else None, shard)
         where = fetcher.base, fetcher.settings, torch.device(device)
-        return GroupRenderer(group, *where, threads=threads, outputs=outputs, fetcher=fetcher)
+        return GroupRenderer(group, *where, threads=threads, outputs=outputs, fetcher=fetcher, memory=memory)
     weights, settings = _load(job, device, threads, kernels, shard)
-    return GroupRenderer(group, weights, settings, torch.device(device), threads=threads, outputs=outputs)
+    return GroupRenderer(group, weights, settings, torch.device(device), threads=threads, outputs=outputs, memory=memory)
+
+
+def _agreed_choice(spec: Mapping[str, Any], job: RenderJob, device: str, group: RenderGroup) -> FetchChoice | None:
+    """`fetch_choice`, the same on all tensor ranks of a data row: with the slots of the one that has the fewest."""
+    import torch
+
+    choice, size = fetch_choice(spec, job, device), group.tensor.size
+    if choice is None or size == 1 or spec["blocks"]["choice"] is not None:
+        return choice
+    own = choice.slots if choice.mode == "dynamic" else spec["blocks"]["size"]["blocks"] + 1  # more than any number of slots
+    told = torch.full((size,), own, dtype=torch.int64, device=group.tensor.device)
+    fewest = int(group.tensor.exchange(told, [1] * size, [1] * size).wait().min())
+    if fewest == own:
+        return choice
+    section = job.fetching.model_copy(update={"mode": "dynamic", "gpu_blocks": fewest})
+    return fetch_choice(spec, job.model_copy(update={"fetching": section}), device)
 
 
 def _open_scene(

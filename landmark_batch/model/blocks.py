@@ -72,6 +72,10 @@ class FrameFetcher(BlockSource, Protocol):
         """The blocks it really needs, where it met one that was not foreseen."""
         ...
 
+    def close(self) -> None:
+        """Fetch no more."""
+        ...
+
     def counted(self) -> dict[str, int]:
         """What was fetched since the last call, by counter."""
         ...

@@ -89,9 +89,9 @@ class RayPasses:
             with source.hold(group):
                 density += self._march(rays, density.shape[0], self._tables.slots).partial  # 0 in absent blocks
         traced = self._weigh(density, marched)
-        coloured = int(traced.status[0])
+        coloured, survived = int(traced.status[0]), int(traced.status[3])  # those behind the end of a ray do not count
         colours = self._colours(rays, traced, coloured, groups[::-1], source)  # those of the last pass are there still
-        return colours, traced.depth, traced.alpha, int(marched.status[0]), coloured
+        return colours, traced.depth, traced.alpha, survived, coloured
 
     def _list(self, rays: Tensor, blocks: Sequence[int]) -> fused.Marched:
         """All samples of rays; that each lies in one of `blocks` is looked up in a table of its own, in which they are all there."""

@@ -68,15 +68,15 @@ class FieldInPasses:
     def appearance(self, rays: Tensor, samples: Samples) -> Tensor:
         """As Field.appearance."""
         features = samples.t.new_zeros(len(samples), self._config.app_dim)
-        for chosen in self._passes(rays, samples):
+        for chosen in self._passes(rays, samples, -1):  # blocks of the last density pass are there still
             features[chosen] = self._field.appearance(rays, samples.select(chosen))
         return features
 
-    def _passes(self, rays: Tensor, samples: Samples) -> Iterator[Tensor]:
-        """Indices of the samples whose blocks are present, pass by pass."""
+    def _passes(self, rays: Tensor, samples: Samples, step: int = 1) -> Iterator[Tensor]:
+        """Indices of the samples whose blocks are present, pass by pass. step: -1 for blocks of high numbers first."""
         unit = _normalise(rays, samples.ray, samples.t, flat_box(self._config.aabb))
         block = _blocks(unit, self._division, cut=self._cut)
-        for group in in_passes(_union([block]), self._source.capacity):
+        for group in in_passes(_union([block])[::step], self._source.capacity):
             with self._source.hold(group):
                 yield _inside(block, group, self._division)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from .stages import TensorStages
 from .tensor import run_tiles, tile_steps
 from .tensor_frame import TensorFrames
 
+logger = logging.getLogger(__name__)
+
 COUNTERS = ("rays", "samples", "survived", "coloured", "tensor_bytes", *FETCH_COUNTERS)
 TIMES = (*STAGES, "exchange")
 FRAME_SIZES = 4  # sizes of frame whose shares are kept
@@ -53,14 +56,15 @@ def open_part(
     device: torch.device,
     threads: int,
     fetcher: FrameFetcher | None = None,
+    memory: int | None = None,
 ) -> Part:
-    """This rank's part of the frames of a scene, by shape of the group, runtime and device. fetcher: as for GroupRenderer."""
+    """This rank's part of the frames of a scene, by shape of the group, runtime and device. fetcher, memory: as for GroupRenderer."""
     fused = settings.runtime == "fused" and device.type == "cuda"
     if group.membership.shape.tensor > 1:
         kind: type[Part] = FusedTensorPart if fused else TensorPart
     else:
         kind = RayPart if fused else TilePart
-    return kind(group, weights, settings, device, threads, fetcher)
+    return kind(group, weights, settings, device, threads, fetcher, memory)
 
 
 class Part(ABC):
@@ -74,11 +78,12 @@ class Part(ABC):
         device: torch.device,
         threads: int,
         fetcher: FrameFetcher | None,
+        memory: int | None,
     ) -> None:
         self.shape, self.rank = group.membership.shape, group.rank
         self.row = group.membership.data_index
         self.settings, self.device = settings, device
-        self.fetcher = fetcher
+        self.fetcher, self.memory = fetcher, memory
         self.tables = fetcher.tables if fetcher is not None else None
         self.open(group, weights, threads)
 
@@ -102,6 +107,7 @@ class Part(ABC):
                     raise
                 looked = True
                 blocks = sorted({*blocks, *fetcher.look(*camera)})
+                logger.info("rank %d: frame %s met a block that was not foreseen: rendered again", self.rank, order.frame)
 
     @abstractmethod
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
@@ -124,7 +130,9 @@ class Part(ABC):
         """Pixels of each rank."""
 
     def close(self) -> None:
-        return
+        """End the threads, those of the fetcher too."""
+        if self.fetcher is not None:
+            self.fetcher.close()
 
 
 class _TiledPart(Part):
@@ -185,6 +193,7 @@ class TilePart(_TiledPart):
 
     def close(self) -> None:
         self._renderer.close()
+        super().close()
 
 
 class RayPart(_RaysPart):
@@ -192,7 +201,7 @@ class RayPart(_RaysPart):
 
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
         super().open(group, weights, threads)
-        self._renderer = FusedRenderer(weights, self.settings, self.device, tables=self.tables)
+        self._renderer = FusedRenderer(weights, self.settings, self.device, tables=self.tables, memory=self.memory)
         if self.tables is not None:
             self._passes = RayPasses(self._renderer, self.tables)
 
@@ -227,7 +236,11 @@ class TensorPart(_TiledPart):
         before = self._exchange.sent
         tiles = self.frame_share(order.width, order.height).tiles[self.row]
         begin = [partial(tile_steps, self._stages, self._exchange, pose, lens, order.width, tile) for tile in tiles]
-        owned, waited = run_tiles(begin, pool, self._stages.running)
+        try:
+            owned, waited = run_tiles(begin, pool, self._stages.running)
+        except kernels.AbsentBlockError:
+            pool.close()  # no tile of this frame may still be computed when it is rendered again
+            raise
         rgb, depth, alpha = _joined([(part.rgb, part.depth, part.alpha) for part in owned], self.device)
         counters = {
             "rays": rgb.shape[0],
@@ -241,6 +254,7 @@ class TensorPart(_TiledPart):
     def close(self) -> None:
         self._pool.close()
         self._single.close()
+        super().close()
 
 
 class FusedTensorPart(_RaysPart):
@@ -250,7 +264,7 @@ class FusedTensorPart(_RaysPart):
         super().open(group, weights, threads)
         self._exchange = TensorExchange(group.tensor)
         self._stages = FusedTensorStages(weights, self.settings, self.device, self.tables)
-        self._frames = TensorFrames(self._stages, self._exchange)
+        self._frames = TensorFrames(self._stages, self._exchange, memory=self.memory)
         self._owned = lru_cache(maxsize=FRAME_SIZES)(self._row_pixels)
 
     def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:

@@ -44,8 +44,9 @@ class GroupRenderer:
 
     weights: the scene, or this rank's channels of it (`ChannelShard(tensor_index, tensor)`). threads: tiles at once on a CPU.
     outputs: what a store wants of a frame: pixels are then rounded to its dtypes on the ranks that render them, and a quarter of the
-    bytes is gathered; None gathers floats. fetcher: brings this rank's share of blocks, weights being its base. All methods of the
-    leader belong to one thread at a time.
+    bytes is gathered; None gathers floats. fetcher: brings this rank's share of blocks, weights being its base; tensor ranks have as
+    many slots and foresee the same. It is closed with the renderer. memory: bytes for the rays in hand of a GPU's fused kernels; None: a
+    share of the device's. All methods of the leader belong to one thread at a time.
     Raises GroupError for weights of another share. A GroupError of any method means that the group is lost: end the process.
     """
 
@@ -59,6 +60,7 @@ class GroupRenderer:
         *,
         outputs: Sequence[Output] | None = None,
         fetcher: FrameFetcher | None = None,
+        memory: int | None = None,
     ) -> None:
         self.group, self.settings, self.config = group, settings, weights.config
         self.device = torch.device(device)
@@ -68,7 +70,7 @@ class GroupRenderer:
         self._scene = _scene_number(weights, settings, outputs)
         self._serial = 0
         self._lost = self._closed = False
-        self._part = open_part(group, weights, settings, self.device, threads, fetcher)
+        self._part = open_part(group, weights, settings, self.device, threads, fetcher, memory)
         self._thread = RenderThread(f"landmark-frames-{group.membership.group}")
         self._flight: deque[PendingFrame[GroupFrame]] = deque()
         self._leaving: deque[Pending] = deque()  # this rank's pixels, on their way to the leader

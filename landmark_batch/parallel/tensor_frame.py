@@ -60,14 +60,23 @@ class TensorFrames:
     """Renders the rays of a row of tensor ranks. All of the row make the same calls.
 
     padded: exchanges have fixed lengths and the host does not wait inside a frame; otherwise it waits twice a batch, and exchanges are
-    as long as needed. batches: of a frame large enough for them. Pixels depend on neither.
+    as long as needed. batches: of a frame large enough for them. memory: bytes for batches, None for a share of the device's. Pixels
+    depend on none of these.
     """
 
-    def __init__(self, stages: FusedTensorStages, exchange: TensorExchange, *, padded: bool = PADDED, batches: int = BATCHES) -> None:
+    def __init__(
+        self,
+        stages: FusedTensorStages,
+        exchange: TensorExchange,
+        *,
+        padded: bool = PADDED,
+        batches: int = BATCHES,
+        memory: int | None = None,
+    ) -> None:
         self._stages, self._exchange = stages, exchange
         self._padded, self._wanted = padded, batches
         self._need = _Need()
-        self._memory = 0
+        self._limit, self._memory = memory, 0
         self._pool = TilePool(0)
         self._places = lru_cache(maxsize=FRAME_SIZES * exchange.size)(ray_batches)
         self._pixels = lru_cache(maxsize=FRAME_SIZES)(self._cut)
@@ -127,11 +136,14 @@ class TensorFrames:
     def _agree(self) -> int:
         """Bytes for batches: of the rank that has the fewest. Raises GroupError where ranks would sample other rays' samples."""
         device = self._stages.device
-        free = CPU_MEMORY
-        if device.type == "cuda":
-            free = torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
+        wanted = self._limit
+        if wanted is None:
+            free = CPU_MEMORY
+            if device.type == "cuda":
+                free = torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
+            wanted = int(free * MEMORY_SHARE)
         with self._stages.running():
-            own = torch.cat([self._stages.identity(), torch.tensor([int(free * MEMORY_SHARE)], device=device)])
+            own = torch.cat([self._stages.identity(), torch.tensor([wanted], device=device)])
             received = self._exchange.swap([own] * self._exchange.size, 2).wait()
             received[self._exchange.rank] = own
             table: list[list[int]] = received.tolist()

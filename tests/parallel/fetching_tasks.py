@@ -1,0 +1,124 @@
+"""What rank processes do in tests of groups that fetch blocks."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from landmark_batch.fetching.choice import FetchChoice
+from landmark_batch.fetching.fetcher import Fetcher
+from landmark_batch.fetching.flight_blocks import FlightBlocks
+from landmark_batch.fetching.route import Route
+from landmark_batch.model import tiles
+from landmark_batch.model.fused import FusedRenderer
+from landmark_batch.model.renderer import Renderer
+from landmark_batch.parallel.group import RenderGroup
+from landmark_batch.parallel.renderer import GroupRenderer
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.shard import ChannelShard
+from landmark_batch.scene.store import BlockStore
+from tests.fetching.flights import HEIGHT, LENS, POSES, WIDTH, make_settings, route_of
+from tests.parallel.tasks import _kept
+
+TILE = 2**13  # CPU_SAMPLES: six tiles a frame
+
+Frame = tuple[dict[str, NDArray[np.float32]], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Flown:
+    """Poses of `flights.POSES` over a store, in their order. slots: 0 holds the whole scene, without fetching.
+
+    foresight: 'route' knows every frame's blocks, 'short' names one block for each, 'none' looks at each camera as it comes.
+    scale: frames have as many times the rows and columns of `flights`.
+    """
+
+    store: Path
+    slots: int
+    poses: tuple[int, ...]
+    foresight: str = "route"
+    settings: dict[str, Any] = field(default_factory=lambda: {"runtime": "torch"})
+    threads: int = 1
+    device: str = "cpu"
+    in_flight: int = 1
+    scale: int = 1
+
+    def view(self, index: int) -> tuple[NDArray[np.float64], list[float], int, int]:
+        """c2w, intrinsics, width, height."""
+        return POSES[index], [value * self.scale for value in LENS], WIDTH * self.scale, HEIGHT * self.scale
+
+
+def fly(rank: int, cases: list[Flown]) -> list[list[Frame]]:
+    """All frames of all cases, on the leader; the others serve."""
+    found = []
+    for case in cases:
+        renderer = _group_renderer(rank, case)
+        frames: list[Frame] = []
+        if rank == 0:
+            waiting: deque[Any] = deque()
+            for index in case.poses:
+                waiting.append(renderer.begin(*case.view(index), frame=index))
+                while len(waiting) >= case.in_flight:
+                    frames.append(_finished(waiting.popleft()))
+            frames += [_finished(pending) for pending in waiting]
+        else:
+            renderer.serve()
+        renderer.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith("landmark-fetch"):
+                thread.join(20)  # of a read that was under way
+                assert not thread.is_alive(), "a closed group fetches on"
+        found.append(frames)
+    return found
+
+
+def fly_alone(case: Flown) -> list[Frame]:
+    """The frames of a case by a renderer of one rank that holds the whole scene."""
+    tiles.CPU_SAMPLES = TILE
+    store = BlockStore.open(case.store)
+    settings, weights = make_settings(store, **case.settings), load_scene(case.store)
+    renderer: Any
+    if (settings.runtime, case.device) == ("fused", "cuda"):
+        renderer = FusedRenderer(weights, settings, case.device)
+    else:
+        renderer = Renderer(weights, settings, case.device, threads=case.threads)
+    outputs = [renderer.render(*case.view(index)) for index in case.poses]
+    return [(output.numpy(), output.counters) for output in outputs]
+
+
+def _finished(pending: Any) -> Frame:
+    output = pending.finish()
+    return output.numpy(), output.counters
+
+
+def _group_renderer(rank: int, case: Flown) -> GroupRenderer:
+    tiles.CPU_SAMPLES = TILE
+    group: RenderGroup = _kept["group"]
+    shape = group.membership.shape
+    shard = ChannelShard(shape.tensor_index(rank), shape.tensor) if shape.tensor > 1 else None
+    device = torch.device(case.device, rank) if case.device == "cuda" else torch.device(case.device)
+    store = BlockStore.open(case.store)
+    settings = make_settings(store, **case.settings)
+    if not case.slots:
+        return GroupRenderer(group, load_scene(case.store, shard=shard), settings, device, threads=case.threads)
+    choice = FetchChoice("dynamic", "test", case.slots, 2 * store.block_bytes(settings.precision))
+    fetcher = Fetcher(store, settings, device, choice, _route(rank, case, store, settings), shard=shard)
+    return GroupRenderer(group, fetcher.base, settings, device, threads=case.threads, fetcher=fetcher)
+
+
+def _route(rank: int, case: Flown, store: BlockStore, settings: Any) -> Route | None:
+    if case.foresight == "none":
+        return None
+    if case.foresight == "short":
+        count = len(POSES)
+        return Route(FlightBlocks(np.arange(count + 1), np.zeros(count, np.int32), np.ones(count, np.int64), np.arange(count)))
+    folder = case.store.parent / f"rank{rank}"
+    folder.mkdir(exist_ok=True)
+    return route_of(store, settings, folder, list(case.poses))

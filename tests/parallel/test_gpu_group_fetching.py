@@ -1,0 +1,63 @@
+"""Groups of GPUs over NCCL that fetch blocks, with the fused kernels and with plain torch. Needs two CUDA devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from landmark_batch.parallel.shape import GroupShape
+from tests.fetching.flights import write_store
+from tests.parallel.conftest import group_of
+from tests.parallel.fetching_tasks import Flown, fly, fly_alone
+from tests.parallel.ranks import Ranks
+from tests.parallel.test_parity import all_of
+
+pytestmark = pytest.mark.gpu
+
+FLIGHT = (0, 1, 2, 3, 0)
+BLOCKS = 6
+USUAL = {"resolutions": (1, 2, 4), "app_dim": 27, "density_channels": 16, "appearance_channels": 48, "feature_width": 128}
+
+
+@pytest.fixture(autouse=True)
+def needs_gpus() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA devices")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of blocks and of cut planes, in the shape that kernels are compiled for and in another."""
+    kinds = (("blocks", USUAL), ("cut", USUAL), ("blocks", {}), ("cut3", {}))
+    return [write_store(tmp_path_factory.mktemp("stores"), kind, **shape)[1] for kind, shape in kinds]
+
+
+@pytest.mark.parametrize("shape", [GroupShape(1, 2), GroupShape(2, 1)], ids=["DP 2", "TP 2"])
+@pytest.mark.parametrize(("runtime", "precision"), [("fused", "fp32"), ("fused", "fp16"), ("torch", "fp32")])
+def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(
+    own_ranks: Ranks, stores: list[Path], shape: GroupShape, runtime: str, precision: str
+) -> None:
+    """Known beforehand, or met while rendering, with two frames in flight. Data ranks alone: the bits of one GPU, too."""
+    settings = {"runtime": runtime, "precision": precision}
+    whole = [Flown(store, 0, FLIGHT, settings=settings, device="cuda", scale=10) for store in stores]
+    held = [(1, "route"), (2, "route"), (BLOCKS, "route"), (2, "short"), (BLOCKS, "short")]
+    cases = [replace(case, slots=slots, foresight=foresight, in_flight=2) for case in whole for slots, foresight in held]
+    alone = [own_ranks.call(0, fly_alone, case) for case in whole] if shape.tensor == 1 else []
+    with group_of(own_ranks, shape, device="cuda") as ranks:
+        found = all_of(ranks.all(range(2), fly, [*whole, *cases]))
+    resident, dynamic = found[: len(whole)], found[len(whole) :]
+    for number, (case, frames) in enumerate(zip(cases, dynamic, strict=True)):
+        references = [resident[number // len(held)], *([alone[number // len(held)]] if alone else [])]
+        assert sum(counters.get("fetch_loads", 0) for _, counters in frames) >= BLOCKS
+        assert references[0][0][0]["alpha"].max() > 0.5
+        for wanted in references:
+            for (got, counters), (want, counted) in zip(frames, wanted, strict=True):
+                for name in want:
+                    np.testing.assert_array_equal(got[name], want[name], err_msg=f"{name}, {case}")
+                assert [counters[name] for name in ("rays", "survived", "coloured")] == [
+                    counted[name] for name in ("rays", "survived", "coloured")
+                ]

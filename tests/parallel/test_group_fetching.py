@@ -1,0 +1,101 @@
+"""Groups that fetch blocks: the bits of the same group with the whole scene in memory, whatever is held and foreseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from landmark_batch.parallel.shape import GroupShape
+from tests.fetching.flights import write_store
+from tests.parallel.conftest import group_of
+from tests.parallel.fetching_tasks import Flown, Frame, fly, fly_alone
+from tests.parallel.ranks import Ranks
+from tests.parallel.tasks import load_kernels
+from tests.parallel.test_parity import all_of
+
+POSES = (1, 2, 3)  # steep, flat, inside
+BLOCKS = 6
+RENDERED = ("rays", "samples", "survived", "coloured", "tensor_bytes")
+SHAPES = {"DP 2": GroupShape(1, 2), "TP 2": GroupShape(2, 1), "TP 2 x DP 2": GroupShape(2, 2)}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A scene of six blocks, one whose whole planes were cut into six."""
+    return {kind: write_store(tmp_path_factory.mktemp(kind), kind)[1] for kind in ("blocks", "cut")}
+
+
+@pytest.fixture(scope="module")
+def compiled(libraries: Path) -> Iterator[Ranks]:
+    """Four processes with the compiled CPU kernels; runtime torch goes around them."""
+    processes = Ranks(4)
+    for answer in processes.all(range(4), load_kernels, str(libraries)):
+        answer.get()
+    yield processes
+    processes.close()
+
+
+def fly_in(ranks: Ranks, shape: GroupShape, cases: list[Flown]) -> list[list[Frame]]:
+    with group_of(ranks, shape) as members:
+        found: list[list[Frame]] = all_of(members.all(range(shape.size), fly, cases))
+    return found
+
+
+def assert_same(found: list[Frame], wanted: list[Frame], note: object) -> None:
+    """Every bit, and how much was rendered."""
+    assert len(found) == len(wanted) == len(POSES)
+    for (got, counters), (want, counted) in zip(found, wanted, strict=True):
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=f"{name}, {note}")
+        for name in RENDERED:
+            assert counters[name] == counted.get(name, 0), (name, note)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(compiled: Ranks, stores: dict[str, Path], name: str) -> None:
+    """Data ranks alone: the bits of one rank, too. What was fetched is counted over all ranks."""
+    shape = SHAPES[name]
+    runtimes = ("torch", "fused") if shape.size == 2 else ("torch",)
+    held = (1, 2, BLOCKS) if shape.size == 2 else (2, BLOCKS)
+    whole = [Flown(store, 0, POSES, settings={"runtime": runtime}) for store in stores.values() for runtime in runtimes]
+    cases = [replace(case, slots=slots) for case in whole for slots in (0, *held)]
+    results = dict(zip([(case.store, case.settings["runtime"], case.slots) for case in cases], fly_in(compiled, shape, cases), strict=True))
+    for case in whole:
+        key = case.store, case.settings["runtime"]
+        resident = results[(*key, 0)]
+        assert sum(counters["coloured"] for _, counters in resident) > 100
+        assert not any("fetch_loads" in counters for _, counters in resident)
+        if shape.tensor == 1:
+            assert_same(resident, compiled.call(0, fly_alone, case), case)
+        for slots in held:
+            frames = results[(*key, slots)]
+            assert_same(frames, resident, (*key, slots))
+            fetched = {field: sum(counters.get(field, 0) for _, counters in frames) for field in ("fetch_loads", "fetch_bytes_read")}
+            assert fetched["fetch_bytes_read"] > 0
+            if slots == BLOCKS:
+                assert fetched["fetch_loads"] == BLOCKS * shape.size  # each rank its own channels of each block, once
+            else:
+                assert fetched["fetch_loads"] > BLOCKS * shape.size
+
+
+@pytest.mark.parametrize("name", ["DP 2", "TP 2"])
+def test_blocks_that_were_not_foreseen_are_fetched_and_frames_rendered_again(compiled: Ranks, stores: dict[str, Path], name: str) -> None:
+    """With two frames in flight and several tiles at once; with room for what is found, and without."""
+    ways = ((BLOCKS, "short", 2), (2, "short", 2), (2, "none", 1))
+    whole = [Flown(stores["blocks"], 0, POSES), Flown(stores["cut"], 0, POSES, settings={"runtime": "fused"})]
+    cases = [
+        replace(case, slots=slots, foresight=foresight, in_flight=2, threads=threads)
+        for case in whole
+        for slots, foresight, threads in ways
+    ]
+    found = fly_in(compiled, SHAPES[name], [*whole, *cases])
+    for number, (case, frames) in enumerate(zip(cases, found[len(whole) :], strict=True)):
+        for (got, counters), (want, _) in zip(frames, found[number // len(ways)], strict=True):
+            for output in want:
+                np.testing.assert_array_equal(got[output], want[output], err_msg=f"{output}, {case}")
+            assert counters["rays"] == want["alpha"].size
+        assert sum(counters.get("fetch_loads", 0) for _, counters in frames) >= BLOCKS

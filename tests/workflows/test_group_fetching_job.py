@@ -1,0 +1,89 @@
+"""A job on a real render group whose ranks fetch their channels of blocks, and how tensor ranks agree on what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from landmark_batch.events import ChunkDone, Event
+from landmark_batch.fetching.choice import SceneSize
+from landmark_batch.workflows import machine
+from landmark_batch.workflows.render import run_render
+from landmark_batch.workflows.renderers import _agreed_choice
+from tests.workflows.block_jobs import HIGH, SLOTS, block_job, write_flight, write_town
+from tests.workflows.conftest import executions, pixels
+
+FRAMES = 8
+PAIR = ("parallel.tensor_parallel=2", f"cameras.frames=0-{FRAMES - 2},{HIGH[0]}")  # one of them sees more than two slots hold
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Two worker processes: one group of TP 2."""
+    from landmark_batch.workflows.cluster import start_cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        cluster = start_cluster(machine.Placement("cpu", 2, (), "CPU"), dashboard=False)
+        yield cluster.address
+        cluster.close()
+
+
+@pytest.mark.timeout(240)
+def test_a_group_with_two_slots_writes_the_bytes_of_one_with_the_whole_scene(tmp_path: Path, scheduler: str) -> None:
+    write_town(tmp_path)
+    flight = write_flight(tmp_path)
+    events: list[Event] = []
+    jobs = {
+        mode: block_job(tmp_path / "town.zarr", flight, tmp_path / f"{mode}-frames.zarr", *PAIR, *options)
+        for mode, options in (("resident", ("fetching.mode=resident",)), ("dynamic", SLOTS))
+    }
+    results = {mode: run_render(job, scheduler=scheduler, sinks=[events.append]) for mode, job in jobs.items()}
+    for mode, result in results.items():
+        assert (result.state, result.rendered) == ("complete", FRAMES)
+        assert set(executions(jobs[mode].store_path).values()) == {1}
+    assert pixels(jobs["dynamic"].store_path) == pixels(jobs["resident"].store_path)
+    assert {event.worker.partition("(")[0] for event in events if isinstance(event, ChunkDone)} == {"g0"}
+    assert "fetch_loads" not in results["resident"].counters
+    counted = results["dynamic"].counters
+    assert counted["fetch_loads"] >= 12, "the six blocks, by each of two ranks"
+    assert counted["fetch_bytes_read"] > 0
+    assert counted["survived"] == results["resident"].counters["survived"] > 0
+
+
+class Told:
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def wait(self) -> Tensor:
+        return self._values
+
+
+@pytest.mark.parametrize(
+    ("memory", "others", "mode", "slots"),
+    [(100 * MIB, 3, "dynamic", 3), (5 * MIB, 7, "dynamic", 4), (100 * MIB, 7, "resident", 6), (5 * MIB, 2, "dynamic", 2)],
+)
+def test_tensor_ranks_hold_as_many_blocks_as_the_smallest_of_them(
+    memory: int, others: int, mode: str, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that each look at their own memory; 7 is said by one that holds all six blocks."""
+    monkeypatch.setattr(machine, "own_memory", lambda device: (memory, 64 * MIB))
+    job = block_job(tmp_path / "town.zarr", tmp_path / "flight.json", tmp_path / "frames.zarr")
+    spec = {"blocks": {"size": vars(SceneSize(blocks=6, block=MIB, rest=0, batch=0)), "choice": None}}
+
+    def exchange(told: Tensor, sent: list[int], received: list[int]) -> Told:
+        assert sent == received == [1, 1]
+        return Told(torch.tensor([int(told[0]), others]))
+
+    group: Any = SimpleNamespace(tensor=SimpleNamespace(size=2, device=torch.device("cpu"), exchange=exchange))
+    choice = _agreed_choice(spec, job, "cpu", group)
+    assert choice is not None
+    assert (choice.mode, choice.slots) == (mode, slots)
+    assert mode == "resident" or choice.host_bytes >= MIB
