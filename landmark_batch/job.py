@@ -112,7 +112,7 @@ class RenderJob(Section):
         return store.with_name(store.name.removesuffix(".zarr") + suffix)
 
 
-_CONTAINERS = {"ffv1": ".mkv", "prores_ks": ".mov", "libvpx-vp9": ".webm"}  # codecs that .mp4 does not take
+_CONTAINERS = {"ffv1": ".mkv", "prores_ks": ".mov", "dnxhd": ".mov", "dnxhr": ".mov", "libvpx-vp9": ".webm"}  # not for .mp4
 _PATH_KEYS = (
     ("scene", "checkpoint"),
     ("cameras", "file"),

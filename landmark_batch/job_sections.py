@@ -13,6 +13,7 @@ LOOKS: dict[str, int] = {"default": 2930, "sunset": 2180, "sunshine": 1550, "clo
 Vector = tuple[float, float, float]
 Dtype = Literal["uint8", "uint16", "float16", "float32"]
 FloatDtype = Literal["float16", "float32"]
+FrameOrder = Literal["auto", "time", "space", "coarse-to-fine"]
 
 _MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)([bB]?)\s*$")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -212,7 +213,8 @@ class FetchingSection(Section):
 class OutputSection(Section):
     """store: the Zarr store. rgb, depth, alpha: a dtype, false for none, true for uint8, float32, uint8.
 
-    chunk_frames: frames a task. frames_per_shard: fixed at the store's creation.
+    chunk_frames: frames a task. frames_per_shard: fixed at the store's creation. order: in which frames come; 'auto' is 'space' where
+    blocks are fetched, else 'time'.
     """
 
     store: Path | None = None
@@ -222,6 +224,7 @@ class OutputSection(Section):
     background: Literal["white", "black", "transparent"] = "white"
     chunk_frames: int = Field(default=8, ge=1, le=100_000)
     frames_per_shard: int = Field(default=1, ge=1, le=10_000)
+    order: FrameOrder = "auto"
     compressor: Literal["auto", "none", "lz4", "zstd"] = "auto"
 
     @field_validator(*_SWITCHES, mode="before")

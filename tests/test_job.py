@@ -130,7 +130,8 @@ def test_default_outputs_never_meet_the_store_or_each_other(tmp_path: Path, stor
 
 
 def test_the_film_of_a_codec_that_mp4_does_not_take_has_another_suffix(tmp_path: Path) -> None:
-    assert job_from_dict({"output": {"store": tmp_path / "a.zarr"}, "video": {"codec": "ffv1"}}).video_path.name == "a.mkv"
+    for codec, name in (("ffv1", "a.mkv"), ("dnxhr", "a.mov"), ("dnxhd", "a.mov"), ("libx264", "a.mp4")):
+        assert job_from_dict({"output": {"store": tmp_path / "a.zarr"}, "video": {"codec": codec}}).video_path.name == name
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,12 @@ class ExportSession:
         images: bool = False,
         video: bool = False,
         allow_8bit: bool = False,
+        latest: bool = True,
         workers: int = 2,
     ) -> ExportSession:
-        """For a render: with images every output of the store as [images] says, with video rgb as [video] says, and NAME.latest.jpg.
+        """For a render: with images every output of the store as [images] says, with video rgb as [video] says.
 
+        latest: keep NAME.latest.jpg up to date.
         workers: image threads.
         Raises StoreError or ConfigError as the exporters do; `check_exports` finds these before a store is made.
         """
@@ -137,8 +139,8 @@ class ExportSession:
             for output in (source.outputs if images else ())
         ]
         film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
-        latest = LatestPicture(source, latest_file(job.store_path))
-        return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=latest)
+        picture = LatestPicture(source, latest_file(job.store_path)) if latest else None
+        return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=picture)
 
     def __call__(self, event: Event) -> None:
         """An EventSink: frames of a ChunkDone are ready. Returns at once."""

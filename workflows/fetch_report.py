@@ -103,7 +103,7 @@ class FetchReport:
     def _describe_order(self) -> str:
         found = self.order.candidates
         if len(found) == 1:
-            return f"{FLIGHT}: no block is moved twice"
+            return f"{self.order.name}: " + ("no block is moved twice" if self.order.loads <= self.working_set else "as the job asks")
         if self.order.name == FLIGHT:
             return f"{FLIGHT}: no other moves fewer ({', '.join(f'{name} {loads}' for name, loads in found.items())})"
         others = ", ".join(f"{name} {loads}" for name, loads in found.items() if name != self.order.name)

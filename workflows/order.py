@@ -26,6 +26,11 @@ class ExportOrder:
     images: bool = False
     video: bool = False
     allow_8bit: bool = False
+    latest: bool = True
+
+    @property
+    def is_anything(self) -> bool:
+        return self.images or self.video or self.latest
 
 
 @dataclass(frozen=True)

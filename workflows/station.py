@@ -71,13 +71,19 @@ class DaskStation:
 
     def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:
         asked = self._order.exports
-        if asked is None or not (asked.images or asked.video):
+        if asked is None or not asked.is_anything:
             return
         from landmark_batch.workflows.export_session import ExportSession
 
         job = self._order.request.job
         self._exports = ExportSession.of_job(
-            job, frames=wanted, pending=todo, images=asked.images, video=asked.video, allow_8bit=asked.allow_8bit
+            job,
+            frames=wanted,
+            pending=todo,
+            images=asked.images,
+            video=asked.video,
+            allow_8bit=asked.allow_8bit,
+            latest=asked.latest,
         )
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from landmark_batch.workflows.export_session import ExportResult, ExportSession
     from landmark_batch.workflows.result import RenderResult
 
+_ORDERS = ("time", "space", "coarse-to-fine")
 _SCHEDULER_FIRST = "start `landmark-batch scheduler` and `landmark-batch worker`, and name the scheduler's address"
 
 
@@ -37,6 +39,8 @@ _SCHEDULER_FIRST = "start `landmark-batch scheduler` and `landmark-batch worker`
 @click.option("--png", is_flag=True, help="Export images as chunks finish, as the job's [images] says.")
 @click.option("--video", is_flag=True, help="Make the film too, as the job's [video] says.")
 @click.option("--allow-8bit", is_flag=True, help="Exports of more than 8 bits from a uint8 store.")
+@click.option("--order", type=click.Choice(_ORDERS), help="In which frames come; default by the scene: space where blocks are fetched.")
+@click.option("--no-latest", is_flag=True, help="Keep no NAME.latest.jpg, the picture of the newest frame.")
 @click.option("--profile", is_flag=True, help="Write a Chrome trace of each worker beside the log, and print stage times.")
 @click.option("--no-dashboard", is_flag=True, help="Start no Dask dashboard.")
 @click.pass_context
@@ -52,7 +56,7 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     Frames that stand in the store are kept; the same command goes on after an interruption. Exit codes: 0 done, 2 bad input,
     3 frames are missing, 130 interrupted.
     """
-    request = read_job(ctx, flags)
+    request = _ordered(read_job(ctx, flags), flags["order"])
     credentials = read_tls(flags)
     if flags["detach"] and flags["scheduler"] is None:
         raise ConfigError("--detach without --scheduler: workers started here end with this command", remedy=_SCHEDULER_FIRST)
@@ -60,6 +64,7 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
         raise ConfigError("--cluster and --scheduler are both given: a job runs on one of them")
     options = {name: flags[name] for name in ("update", "overwrite", "join", "scheduler", "allow_8bit")}
     options |= {"images": flags["png"], "video": flags["video"], "dashboard": not flags["no_dashboard"]}
+    options["latest"] = not flags["no_latest"]
     options["profile"] = flags["profile"] or request.timeline
     options |= {"security": credentials.security() if credentials is not None else None, "detached": flags["detach"]}
     if flags["slurm"] is not None:
@@ -77,12 +82,13 @@ def run_job(
     images: bool = False,
     video: bool = False,
     allow_8bit: bool = False,
+    latest: bool = True,
     detached: bool = False,
     profile: bool = False,
     wrote: Sequence[Path] = (),
     **options: Any,
 ) -> None:
-    """Render a job with progress, Ctrl-C, exports and a last word. again: the command line that goes on.
+    """Render a job with progress, Ctrl-C, exports and a last word. again: the command line that goes on. latest: keep NAME.latest.jpg.
 
     wrote: paths written before, listed too. options: those of `run_render`. Raises LandmarkError kinds; RenderInterrupted and
     RenderIncompleteError when frames are missing at the end.
@@ -104,15 +110,16 @@ def run_job(
     sessions: list[ExportSession] = []
 
     def open_exports(wanted: tuple[int, ...], todo: tuple[int, ...]) -> ExportSession:
-        sessions.append(ExportSession.of_job(job, frames=wanted, pending=todo, images=images, video=video, allow_8bit=allow_8bit))
+        asked: dict[str, bool] = {"images": images, "video": video, "allow_8bit": allow_8bit, "latest": latest}
+        sessions.append(ExportSession.of_job(job, frames=wanted, pending=todo, **asked))
         return sessions[0]
 
     with Interrupts(again) as interrupts:
         try:
             with ProgressSink() as progress:
-                exports = open_exports if (images or video) and not detached else None
+                exports = open_exports if (images or video or latest) and not detached else None
                 if detached:
-                    options["detach"] = ExportOrder(images=images, video=video, allow_8bit=allow_8bit)
+                    options["detach"] = ExportOrder(images=images, video=video, allow_8bit=allow_8bit, latest=latest)
                 result = run_render(job, sinks=[progress], stop=interrupts.stop, exports=exports, **options)
             interrupts.graceful = False
             exported = None if result.state == "interrupted" else _finish(sessions)
@@ -144,6 +151,14 @@ def run_job(
         raise RenderInterrupted(error.message, remedy=f"to go on: {again}")
     if error is not None:
         raise error
+
+
+def _ordered(request: JobRequest, order: str | None) -> JobRequest:
+    """--order before the job's output.order."""
+    if order is None:
+        return request
+    output = request.job.output.model_copy(update={"order": order})
+    return replace(request, job=request.job.model_copy(update={"output": output}))
 
 
 def _finish(sessions: Sequence[ExportSession]) -> ExportResult | None:

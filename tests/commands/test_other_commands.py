@@ -144,6 +144,20 @@ def test_bench_prints_one_table(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json"]
 
 
+def test_bench_export_prints_one_table(tmp_path: Path, run: Run) -> None:
+    words = ("bench", "export", "--width", "64", "--height", "48", "--frames", "2", "--codec", "libx264")
+    outcome = run(*words, "-o", "figures.json")
+    assert outcome.code == 0, outcome.text
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("2 pictures made up of 64×48, ")
+    assert lines[1].split()[-1] == "copies"
+    assert any(line.startswith("PNG, store to files") for line in lines)
+    assert json.loads(run(*words, "--json").out)["frames"] == 2
+    assert json.loads((tmp_path / "figures.json").read_text())["rows"][-1]["what"].startswith("film, libx264")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json"]
+    assert run("bench", "export", "--frames", "2", "--width", "64", "--height", "48", "--codec", "libfoo").code == 2
+
+
 def test_bench_of_what_it_does_not_know(park: Path, run: Run) -> None:
     assert run("bench", "--part", "cooking").code == 2
     assert run("bench", "none.toml").code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -59,6 +60,21 @@ def test_without_a_terminal_a_line_now_and_then(capsys: pytest.CaptureFixture[st
     time.sleep(0.1)
     assert capsys.readouterr().err == "", "nothing is said after the end"
     assert sink.stages == {"render": 3.5, "write": 0.5}
+
+
+def test_the_time_to_come_follows_the_cost_of_frames(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with ProgressSink(terminal=False, clock=clock, line_seconds=0.02) as sink:
+        sink(replace(STARTED, cost=1000.0))  # 40 frames, the first of which are cheap
+        clock.now += 4
+        sink(replace(done(8), cost=100.0))
+        time.sleep(0.2)
+        clock.now += 36
+        sink(replace(done(16), cost=300.0))
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert "16/48 frames  2.00 frames/s  ETA 0:36  last frame 15  torch" in lines  # 900 at 25 a second; by frames it were 0:16
+    assert "24/48 frames  0.40 frames/s  ETA 1:00  last frame 23  torch" in lines  # 600 at 400 in 40 seconds
 
 
 def test_a_line_a_minute_is_what_users_get() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from landmark_batch.cameras.formats import load_flight
 from landmark_batch.frames import durable
@@ -141,6 +142,22 @@ def test_a_frame_that_cannot_be_rendered_leaves_the_job_incomplete(park: Path, r
     assert f"{FRAMES - 1} of {FRAMES} frames" in outcome.out
     assert not (park.parent / "park.mp4").exists()
     assert len(list((park.parent / "park" / "rgb").glob("*.png"))) == FRAMES - 1
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_newest_frame_lies_beside_the_store_unless_it_is_not_wanted(park: Path, run: Run) -> None:
+    picture = park.parent / "park.latest.jpg"
+    plain = run("render", "park.toml", "--no-latest", "--frames", "0")
+    assert plain.code == 0, plain.text
+    assert not picture.exists()
+    outcome = run("render", "park.toml", "--order", "coarse-to-fine")
+    assert outcome.code == 0, outcome.text
+    with Image.open(picture) as image:
+        assert image.size == (32, 24)
+    assert not (park.parent / "park").exists(), "no other export was asked for"
+    refused = run("render", "park.toml", "--order", "backwards")
+    assert refused.code == 2
+    assert "coarse-to-fine" in refused.err
 
 
 def test_a_store_that_another_job_writes_is_refused_with_its_name(store: Path, park: Path, run: Run) -> None:

@@ -51,7 +51,7 @@ def numbered(count: int, height: int = 64, width: int = 64, dtype: str = "uint8"
     [
         ("libx264", ".mp4", "uint8", "yuv420p", {}),
         ("libx264", ".mkv", "uint8", "yuv420p", {"preset": "fast"}),
-        ("libx265", ".mp4", "uint16", "yuv420p10le", {"pix_fmt": "yuv420p10le"}),
+        ("libx265", ".mp4", "uint16", "rgb48le", {"pix_fmt": "yuv420p10le"}),
         ("ffv1", ".mkv", "uint16", "rgb48le", {}),
         ("prores_ks", ".mov", "uint16", "yuv422p10le", {}),
         ("dnxhr", ".mov", "uint8", "yuv422p", {}),

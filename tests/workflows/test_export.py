@@ -202,8 +202,13 @@ def test_the_newest_frame_is_always_there(tmp_path: Path, caplog: pytest.LogCapt
     assert near[5] < 8 and min(near[:5]) > 10
     assert read_jpeg_text(picture)["Title"] == "city frame 5"
 
-    blocked = ExportSession.of_job(job(tmp_path), frames=range(6), pending=[2, 4])
     picture.unlink()
+    without = ExportSession.of_job(job(tmp_path), frames=range(6), pending=[2], latest=False)
+    commit(store, {"rgb": shots}, [2])
+    without(done(2))
+    assert without.finish(complete=False) == ExportResult((), None) and not picture.exists()
+
+    blocked = ExportSession.of_job(job(tmp_path), frames=range(6), pending=[2, 4])
     picture.mkdir()
     commit(store, {"rgb": shots}, [2, 4])
     blocked(done(2, 4))

@@ -1,0 +1,61 @@
+"""bench export runs once, tiny: that it runs and adds up, not how fast it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from landmark_batch.errors import ConfigError
+from landmark_batch.frames.store_source import open_source
+from landmark_batch.workflows.bench_export import HEAD, ExportRow, bench_export, scenery
+
+
+def test_images_and_films_in_one_table(tmp_path: Path) -> None:
+    lines: list[str] = []
+    report = bench_export(tmp_path / "bench", width=64, height=48, frames=3, threads=2, codecs=("libx264", "prores_ks"), tell=lines.append)
+    kinds = [(row.what, row.bits) for row in report.rows]
+    assert len(set(kinds)) == len(kinds) == 14
+    for bits in (8, 16):
+        assert {what for what, each in kinds if each == bits} >= {"into the store", "PNG, encoding", "PNG, store to files"}
+    assert [what for what, _ in kinds][-2:] == ["film, libx264 yuv420p, store to file", "film, prores_ks yuv422p10le, store to file"]
+    assert kinds[-1][1] == 16
+    assert all(row.wall > 0 and row.cpu > 0 and row.copies > 0 for row in report.rows)
+    assert all(len(row.cells()) == len(HEAD) for row in report.rows)
+    assert len(lines) == 7
+    told = json.loads(report.save(tmp_path / "bench.json").read_text())
+    assert [row["copies"] for row in told["rows"]] == [row.copies for row in report.rows]
+    assert told["width"] == 64
+    assert told["machine"]["cores"] >= 1
+    with pytest.raises(ConfigError, match="cannot write"):
+        report.save(tmp_path)
+    again = bench_export(tmp_path / "bench", width=64, height=48, frames=2, threads=1, codecs=("ffv1",))  # the same folder once more
+    assert again.frames == 2
+    source = open_source(tmp_path / "bench" / "bench16.zarr")
+    assert not np.array_equal(source.read("rgb", 0), source.read("rgb", 1)), "the picture moves"
+
+
+def test_a_row_tells_clock_and_cores_apart() -> None:
+    row = ExportRow("PNG", 8, frames=10, wall=2.0, cpu=4.0, bytes=5e6, copy=0.01)
+    assert row.copies == pytest.approx(40)
+    assert row.cells() == ("PNG", "8", "5.00", "5.00", "2.50", "40.0")
+
+
+def test_a_codec_that_cannot_run_is_refused_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="libfoo"):
+        bench_export(tmp_path, width=64, height=48, frames=2, codecs=("libfoo",))
+    monkeypatch.setattr("landmark_batch.workflows.bench_export.CODECS", ("dnxhr", "ffv1"))
+    report = bench_export(tmp_path, width=64, height=48, frames=2)
+    assert [note.startswith("dnxhr was left out") for note in report.notes] == [True], "it takes no film as small as that"
+    assert [row.what for row in report.rows if row.what.startswith("film")] == ["film, ffv1 bgr0, store to file"]
+
+
+def test_pictures_have_sky_ground_and_detail() -> None:
+    picture = scenery(160, 90)
+    assert picture.shape == (90, 160, 3)
+    assert picture.dtype == np.float32
+    assert 0 <= picture.min() < picture.max() <= 1
+    assert np.array_equal(picture, scenery(160, 90))
+    assert picture[60:].std() > 0.03
