@@ -75,6 +75,8 @@ def job_from_landmark(
         raise ConfigError(f"--dataset {_text(settings, 'dataset')}: LandMark's renderer knows City alone", remedy="leave --dataset out")
     _set_cameras(settings, values, cameras)
     stage_times = _set_environment(environment, values, notes)
+    if isinstance(settings.get("use_multistream"), bool):
+        values["parallel"]["overlap"] = settings["use_multistream"]
     _set_groups(_text(settings, "model_type"), environment, values, notes)
 
     unused = sorted(key for key in settings if key not in HONOURED)

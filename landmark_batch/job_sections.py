@@ -17,7 +17,7 @@ FrameOrder = Literal["auto", "time", "space", "coarse-to-fine"]
 
 _MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)([bB]?)\s*$")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_SWITCHES = ("rgb", "depth", "alpha")  # the only keys that take true and false
+_SWITCHES = ("rgb", "depth", "alpha")  # of outputs: a dtype, true or false
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -49,7 +49,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name not in _SWITCHES:
+        if isinstance(value, bool) and info.field_name not in (*_SWITCHES, "overlap"):
             raise ValueError("true and false are no value for this key")
         return value
 
@@ -172,7 +172,8 @@ class ParallelSection(Section):
     """workers: processes; 0 = one a visible GPU, or one a core. gpus: ordinals; None = all visible.
 
     tensor_parallel x data_parallel workers form a render group. render_timeout: seconds after which a silent group is replaced; 0 = 10
-    times its slowest chunk, at least 30. priority: of this job on a scheduler that others use too; higher goes first.
+    times its slowest chunk, at least 30. priority: of this job on a scheduler that others use too; higher goes first. overlap: render,
+    copy, encode and write at once (LandMark's use_multistream); without it one after the other, with the same pixels.
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -182,6 +183,7 @@ class ParallelSection(Section):
     data_parallel: int = Field(default=1, ge=1, le=4096)
     render_timeout: float = Field(default=0.0, ge=0)
     priority: int = Field(default=0, ge=-1000, le=1000)
+    overlap: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:

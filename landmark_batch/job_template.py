@@ -55,6 +55,7 @@ _KEYS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("data_parallel", "1", "workers (or groups of them that share a scene) that share one frame's rays"),
         ("render_timeout", "0.0", "seconds after which a silent group is replaced; 0 = 10 times its slowest chunk, at least 30"),
         ("priority", "0", "of this job on a scheduler that others use too; higher goes first"),
+        ("overlap", "true", "render, copy, encode and write at once; false = one after the other, with the same pixels"),
     ),
     "fetching": (
         ("mode", '"auto"', '"resident" = hold a block store whole, "dynamic" = blocks that frames need, "auto" = whole where it fits'),

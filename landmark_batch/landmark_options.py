@@ -47,7 +47,7 @@ COMMAND_LINE = OPTIONS - {"debug"}  # --debug is this program's own
 
 HONOURED = _names(
     "config ckpt model_type dataroot datadir subfolder pose_num save_png aabb render_batch_size alpha_mask_filter_thre n_importance "
-    "encode_app branch_parallel plane_division neighbour_size expname dataset"
+    "encode_app branch_parallel plane_division neighbour_size expname dataset use_multistream"
 )
 
 ENVIRONMENT = (

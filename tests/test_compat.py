@@ -120,6 +120,11 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path) -> None:
 # -- what it means
 
 
+def test_multistream_switched_off_means_one_after_the_other(config: Path, data: Path) -> None:
+    config.write_text(config.read_text() + "\nuse_multistream = False\n")
+    assert not translate(["--config", str(config), "--ckpt", "mine.th", "--dataroot", str(data)])[0].parallel.overlap
+
+
 def test_a_whole_command_line(config: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config.parent)
     words = f"--config {config} --ckpt mine.th --model_type MultiBlockTorch --save_png --render_batch_size 4096 --use_multistream"
@@ -135,6 +140,7 @@ def test_a_whole_command_line(config: Path, data: Path, monkeypatch: pytest.Monk
     assert (job.sampling.near, job.sampling.far) == (None, None), "the checkpoint's, as LandMark takes them"
     assert job.sampling.alpha_mask_threshold == 0.5
     assert job.sampling.rays_per_batch == 4096
+    assert job.parallel.overlap
     assert job.output.background == "white", "whatever white_bkgd says"
     assert (job.model.runtime, job.fetching.mode, job.parallel.tensor_parallel) == ("torch", "resident", 1)
     assert found.export_images

@@ -175,7 +175,7 @@ class _Bench:
         self.add("render", "bare renderer", count / bare, "frames/s", f"{bare:.2f} s; {_on(self.placement)}, no store")
         self.add("render", "job", count / wall, "frames/s", f"{wall:.2f} s, first chunk to end; {self.placement.workers} workers")
         self.add("render", "start-up of the job", result.startup_seconds, "s", "plan, store, workers, scene; not in the line above")
-        for stage in ("render", "quantise", "write", "idle"):
+        for stage in ("render", "quantise", "copy", "wait", "encode", "write", "idle"):
             self.add("render", f"  {stage}, over all workers", result.stages.get(stage, 0.0), "s")
         self.bars.append(BenchBar("job / bare rendering", wall / bare, JOB_BAR))
 

@@ -11,14 +11,11 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import CameraError, ConfigError, LandmarkError
@@ -26,15 +23,18 @@ from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.writer import FrameWriter
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
+from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline, rendered_frames
 from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame, open_renderer, route_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from landmark_batch.model.runtime import KernelSource
     from landmark_batch.model.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 1  # frames that a group has begun beyond the one that is taken
 COMMIT_BYTES = 256 * 2**20  # pixels a worker holds before it commits them; larger chunks are committed in parts
 
 
@@ -55,7 +55,8 @@ class ChunkError(Exception):
 
 
 class RenderSession:
-    """What `render_chunk` works with. Two threads may call `render`: one chunk is rendered while the one before it is being committed.
+    """What `render_chunk` works with. Two threads may call `render`: one chunk is rendered while the one before it is being committed,
+    unless the job says `parallel.overlap = false`: then nothing is done beside anything else, with the same pixels.
 
     chunk: what is being rendered now, '' while idle. broken: a CUDA error other than out-of-memory has left this process's
     context unusable.
@@ -93,7 +94,10 @@ class RenderSession:
         self._poses = opened.poses
         self._lenses = opened.lenses
         self._writers: dict[int, FrameWriter] = {}
-        self._spare: list[dict[str, NDArray[Any]]] = []  # arrays of chunks that are committed
+        overlap = snapshot.render_job().parallel.overlap
+        self._alone: AbstractContextManager[object] = nullcontext() if overlap else threading.Lock()
+        self._overlap = overlap
+        self._pipeline = FramePipeline(opened.store.spec, overlap=overlap, pinned=device == "cuda" and not group)
 
     @classmethod
     def open(cls, folder: Path, worker: str, kernels: KernelSource | None = None) -> Self:
@@ -123,7 +127,7 @@ class RenderSession:
             for writer in self._writers.values():
                 writer.close()
             self._writers.clear()
-            self._spare.clear()
+            self._pipeline.close()
             close = getattr(self._renderer, "close", None)
             if close is not None and not self._group:  # a group's is closed by its member
                 close()
@@ -142,13 +146,18 @@ class RenderSession:
         """Render those of `frames` that do not stand yet and commit them. begun: called when its rendering begins. Returns the receipt:
 
         frames, digests ({output: one a frame}), skipped (frames that stood already), began and ended (time.time() of its rendering),
-        seconds (with its commit), stages (seconds by name), counters, bytes, host, pid, device; or {'stopped': True} when the job has
-        been told to stop before this chunk began.
+        seconds (with its commit), stages (seconds by name), busy (share of its rendering's time in which the renderer worked), queue
+        (most frames that waited to be copied, most sets of arrays in use), counters, bytes, host, pid, device; or {'stopped': True} when
+        the job has been told to stop before this chunk began.
+
+        stages: check; render; quantise (rounding; from a GPU its launch alone); copy (from a GPU, by a thread beside rendering);
+        wait (rendering stood still because copies or the writer were behind); encode and write (together a commit's time).
         Raises LandmarkError kinds (PixelError for NaN, DiskFullError, ...), ChunkError for anything else.
         """
         self._hands += 1
         try:
-            return self._render(chunk, frames, attempt, begun)
+            with self._alone:
+                return self._render(chunk, frames, attempt, begun)
         except GroupLostError:
             raise
         except Exception as error:
@@ -177,19 +186,24 @@ class RenderSession:
             if begun is not None:
                 begun()
             began, started = time.time(), time.perf_counter()
-            pixels = self._pixels(parts[0], stages, counters) if parts else {}
-            ended = time.time()
-        told = 0.0
+            filled = self._fill(parts[0], stages, counters) if parts else None
+            ended, turns = time.time(), time.perf_counter() - started
+        told, queue = 0.0, {"frames": 0, "chunks": 0}
         for i, part in enumerate(parts):
             if i > 0:
                 with self._turn(chunk):
-                    pixels = self._pixels(part, stages, counters)
-                    ended = time.time()
-            seconds, told = stages["render"] - told, stages["render"]
-            with _span("write"):
-                receipt = self._writer(attempt).commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
-            self._spare.append(pixels)
-            stages["write"] += receipt.write_seconds
+                    before = time.perf_counter()
+                    filled = self._fill(part, stages, counters)
+                    ended, turns = time.time(), turns + time.perf_counter() - before
+            assert filled is not None
+            with filled:
+                pixels = filled.finish()
+                seconds, told = stages["render"] - told, stages["render"]
+                with _span("write"):
+                    receipt = self._writer(attempt).commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
+            queue = {"frames": max(queue["frames"], filled.most), "chunks": max(queue["chunks"], filled.chunks)}
+            stages["encode"] += receipt.encode_seconds
+            stages["write"] += receipt.write_seconds - receipt.encode_seconds
             size += receipt.bytes
             self.frames_done += len(part)
             for name in digests:
@@ -202,6 +216,8 @@ class RenderSession:
             "ended": ended,
             "seconds": time.perf_counter() - started,
             "stages": dict(stages),
+            "busy": min(1.0, stages["render"] / turns) if parts else 0.0,
+            "queue": queue,
             "counters": dict(counters),
             "bytes": size,
             "host": socket.gethostname(),
@@ -253,52 +269,22 @@ class RenderSession:
         if part:
             yield part
 
-    def _pixels(self, frames: Sequence[int], stages: defaultdict[str, float], counters: Counter[str]) -> dict[str, NDArray[Any]]:
-        spec = self._store.spec
-        pixels = self._arrays(len(frames))
-        before = time.perf_counter()
-        for i, (frame, rendered) in enumerate(self._rendered(frames)):
-            between = time.perf_counter()
-            rendered.quantised(spec.outputs, frame=frame, into={name: values[i] for name, values in pixels.items()})
-            stages["render"] += between - before
-            before = time.perf_counter()
-            stages["quantise"] += before - between
-            counters.update(rendered.counters)
-        return pixels
+    def _fill(self, frames: Sequence[int], stages: defaultdict[str, float], counters: Counter[str]) -> FilledChunk:
+        return self._pipeline.fill(len(frames), self._rendered(frames), stages, counters)
 
     def _rendered(self, frames: Sequence[int]) -> Iterator[tuple[int, RenderedFrame]]:
-        """Frames in their order. A group begins the next one before this one is taken."""
-        spec, begin = self._store.spec, getattr(self._renderer, "begin", None)
-        begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
+        spec = self._store.spec
+        cameras = (
+            (frame, (self._poses[frame], tuple(float(value) for value in self._lenses[frame]), spec.width, spec.height)) for frame in frames
+        )
         try:
-            for frame in frames:
-                camera = self._poses[frame], tuple(float(value) for value in self._lenses[frame]), spec.width, spec.height
-                if begin is None:
-                    yield frame, self._renderer.render(*camera, frame=frame)
-                    continue
-                begun.append((frame, begin(*camera, frame=frame).finish))
-                if len(begun) > AHEAD:
-                    first, finish = begun.popleft()
-                    yield first, finish()
-            while begun:
-                first, finish = begun.popleft()
-                yield first, finish()
+            yield from rendered_frames(self._renderer, cameras, overlap=self._overlap)
         except (CameraError, ConfigError):
             raise  # found before the group was asked
         except Exception as error:
             if not self._group:
                 raise
             raise GroupLostError(f"group {self._group} cannot render frames {format_frame_ranges(frames)}") from error
-
-    def _arrays(self, frames: int) -> dict[str, NDArray[Any]]:
-        """Arrays for so many frames; those of an earlier chunk where they fit, since new memory costs a fault a page."""
-        spec = self._store.spec
-        names = spec.names
-        while self._spare:
-            spare = self._spare.pop()
-            if len(spare[names[0]]) == frames:
-                return spare
-        return {output.name: np.empty((frames, *spec.frame_shape(output.name)), output.dtype) for output in spec.outputs}
 
     def _writer(self, attempt: int) -> FrameWriter:
         if attempt not in self._writers:

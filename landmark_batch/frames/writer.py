@@ -46,12 +46,14 @@ class CommitReceipt:
     """What a commit wrote.
 
     digests: {output: one a frame, in the order of `frames`}. bytes: of the chunk files. write_seconds: encode, write, sync, record.
+    encode_seconds: of these, what encoding and digests took, by their share of the time of the threads.
     """
 
     frames: tuple[int, ...]
     digests: Mapping[str, tuple[str, ...]]
     bytes: int
     write_seconds: float
+    encode_seconds: float
 
 
 class FrameWriter:
@@ -105,7 +107,7 @@ class FrameWriter:
             generation = self._fence().generation
             after = self._replaced(chosen)
             try:
-                sizes, digests = self._write(chosen, pixels)
+                sizes, digests, encoding = self._write(chosen, pixels)
                 self._fence()
                 self._record.append(self._line(chosen, fingerprints, digests, sizes, generation, seconds), after=after)
             except BaseException:
@@ -113,7 +115,7 @@ class FrameWriter:
                 raise
         durable.step("recorded")
         total = sum({self._chunk(name, frame): size for name in sizes for frame, size in zip(chosen, sizes[name], strict=True)}.values())
-        return CommitReceipt(tuple(chosen), digests, total, time.perf_counter() - started)
+        return CommitReceipt(tuple(chosen), digests, total, time.perf_counter() - started, encoding)
 
     def _fence(self) -> Fence:
         fence = read_fence(self._layout)
@@ -150,15 +152,19 @@ class FrameWriter:
                     remedy=f"commit whole shards: chunks of work are multiples of {spec.commit_unit} frames",
                 )
 
-    def _write(self, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...]]]:
-        """Encode and write all chunk files, then rename them. Returns {output: file size a frame}, {output: digest a frame}."""
+    def _write(
+        self, frames: list[int], pixels: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...]], float]:
+        """Encode and write all chunk files, then rename them. Returns {output: file size a frame}, {output: digest a frame}, seconds of
+        encoding.
+        """
         if self._stage is None:
             self._stage = Stage(writer_tag(self._worker))
             store = StagedStore(self._layout.root, metadata=self._definition.metadata, stage=self._stage)
             self._arrays = {name: open_array(store, name) for name in self._definition.spec.names}
             self._encoders = {name: frame_encoder(array) for name, array in self._arrays.items()}
         try:
-            digests = self._stage_files(self._stage, frames, pixels)
+            digests, encoding = self._stage_files(self._stage, frames, pixels)
             durable.step("staged")
             self._fence()
             published = self._stage.publish()
@@ -167,18 +173,24 @@ class FrameWriter:
         except OSError as error:
             raise durable.store_error(error, self._layout.root) from error
         durable.step("published")
-        return {name: [published[self._chunk(name, frame)] for frame in frames] for name in self._arrays}, digests
+        return {name: [published[self._chunk(name, frame)] for frame in frames] for name in self._arrays}, digests, encoding
 
-    def _stage_files(self, stage: Stage, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, ...]]:
-        """Encode, write and fsync, several frames at a time: one a thread is in memory twice. Returns {output: digest a frame}."""
+    def _stage_files(self, stage: Stage, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> tuple[dict[str, tuple[str, ...]], float]:
+        """Encode, write and fsync, several frames at a time: one a thread is in memory twice. Returns {output: digest a frame}, and the
+        seconds that went into encoding and digests.
+        """
 
-        def one(name: str, position: int) -> str:
+        def one(name: str, position: int) -> tuple[str, float, float]:
             frame, encoder = pixels[name][position], self._encoders[name]
-            if encoder is not None:
-                stage.write(self._chunk(name, frames[position]), *encoder(frame))
-            return pixel_digest(frame)
+            began = time.perf_counter()
+            digest, encoded = pixel_digest(frame), encoder(frame) if encoder is not None else None
+            between = time.perf_counter()
+            if encoded is not None:
+                stage.write(self._chunk(name, frames[position]), *encoded)
+            return digest, between - began, time.perf_counter() - between
 
         jobs = [(name, position) for position in range(len(frames)) for name in self._arrays]
+        started = time.perf_counter()
         with ThreadPoolExecutor(min(encoding_threads(), len(jobs)), thread_name_prefix="frame-writer") as pool:
             futures = [pool.submit(one, *job) for job in jobs]
             try:
@@ -186,11 +198,14 @@ class FrameWriter:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        wall = time.perf_counter() - started
+        encoding, files = sum(times[1] for times in found.values()), sum(times[2] for times in found.values())
         for name, array in self._arrays.items():
             if self._encoders[name] is None:  # several frames a file: Zarr joins them
                 for first, last in _runs(frames):
                     array[frames[first] : frames[last] + 1] = pixels[name][first : last + 1]
-        return {name: tuple(found[name, position] for position in range(len(frames))) for name in self._arrays}
+        digests = {name: tuple(found[name, position][0] for position in range(len(frames))) for name in self._arrays}
+        return digests, wall * encoding / max(encoding + files, 1e-9)
 
     def _line(
         self,

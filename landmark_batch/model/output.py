@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landmark_batch.model.quantise import Output, quantise
+from landmark_batch.model.quantise import Output, PendingPixels, quantise_begin
 from landmark_batch.model.tiles import Tile
 
 COUNTERS = ("rays", "samples", "survived", "coloured")
@@ -25,6 +25,7 @@ class RenderOutput:
     rgb: [H, W, 3] float32 in 0..1, on the background (transparent: premultiplied by alpha). depth: [H, W] float32, sum of
     weight * t. alpha: [H, W] float32, sum of weights. counters: rays, samples (rays * samples a ray), survived (inside the box and
     the mask), coloured (above the weight threshold). stages: seconds by stage, summed over threads (CPU, or asked for).
+    ready: after which the pixels stand on a CUDA device, of a renderer that has begun its next frame already on the same stream.
     """
 
     rgb: Tensor
@@ -32,16 +33,24 @@ class RenderOutput:
     alpha: Tensor
     counters: dict[str, int]
     stages: dict[str, float] = field(default_factory=dict)
+    ready: torch.cuda.Event | None = field(default=None, compare=False, repr=False)
 
     def numpy(self) -> dict[str, NDArray[np.float32]]:
         """rgb, depth and alpha as numpy arrays."""
         return {name: getattr(self, name).cpu().numpy() for name in ("rgb", "depth", "alpha")}
 
+    def quantise_begin(self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None) -> PendingPixels:
+        """Round the frame to a store's dtypes on its device and have it copied to the host while the next one is rendered:
+        `landmark_batch.model.quantise.quantise_begin`. The frame's tensors are not to be changed before it is finished.
+        """
+        rendered = {"rgb": self.rgb, "depth": self.depth, "alpha": self.alpha}
+        return quantise_begin(rendered, outputs, frame=frame, into=into, ready=self.ready)
+
     def quantised(
         self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """The frame in a store's dtypes, rounded on its device: `landmark_batch.model.quantise.quantise`, whose errors it raises."""
-        return quantise({"rgb": self.rgb, "depth": self.depth, "alpha": self.alpha}, outputs, frame=frame, into=into)
+        """The frame in a store's dtypes: `quantise_begin` and its `finish` in one."""
+        return self.quantise_begin(outputs, frame=frame, into=into).finish()
 
 
 class FrameBuffer:

@@ -1,13 +1,14 @@
 """Rendered floats to the store's dtypes on their own device: the same bits as frames.pixels.quantise makes on the host.
 
-What leaves a GPU is then a quarter of the floats, in one copy through a pinned buffer that is used again for every frame.
+What leaves a GPU is then a quarter of the floats, on a stream of its own while the next frame is rendered: straight into pinned arrays,
+or through a pinned buffer that is used again for every frame.
 """
 
 from __future__ import annotations
 
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from landmark_batch.errors import PixelError
 from landmark_batch.model.profile import span
+from landmark_batch.model.transfer import Fetch, side_stream
 
 FLOAT16_MAX = 65504.0
 BAND = 2**15 - 1  # values converted at once on a CPU: one more, and torch would share them out to its threads
-ALIGN = 16  # bytes: where an output begins in the buffer
 # Integers wider than a byte travel as the signed type of their width: not every device computes with unsigned ones.
 STORED = {"uint8": torch.uint8, "uint16": torch.int16, "float16": torch.float16, "float32": torch.float32}
 
@@ -35,43 +36,134 @@ class Output(Protocol):
     def channels(self) -> int | None: ...
 
 
-def quantise(
-    rendered: Mapping[str, Tensor], outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None
-) -> dict[str, NDArray[Any]]:
-    """One frame in the store's dtypes, as host arrays.
+Parts = Sequence[tuple[Output, Sequence[Tensor]]]
+
+
+class PendingPixels(ABC):
+    """A frame on its way into host arrays. Its floats stay as they are until `finish` has returned.
+
+    stage: what `finish` spends its time on: 'quantise' on a CPU, 'copy' from a GPU.
+    """
+
+    stage: ClassVar[Literal["quantise", "copy"]]
+
+    @abstractmethod
+    def finish(self) -> dict[str, NDArray[Any]]:
+        """The arrays by output name. Call it once, from any thread.
+
+        Raises PixelError naming frame and output for NaN, infinity, or a value past float16's range.
+        """
+
+
+def quantise_begin(
+    rendered: Mapping[str, Tensor],
+    outputs: Sequence[Output],
+    *,
+    frame: int,
+    into: Mapping[str, NDArray[Any]] | None = None,
+    ready: torch.cuda.Event | None = None,
+) -> PendingPixels:
+    """Have one frame put into host arrays of the store's dtypes; `finish` of what is returned gives them.
 
     rendered: 'rgb' [H, W, 3], 'depth' [H, W], 'alpha' [H, W], float32, on one device. Integers: floor(x · max + 0.5) after clamping
-    to 0..1, in float32. into: contiguous arrays of the outputs' shapes and dtypes that get the values, by name; default new ones.
-    Raises PixelError naming frame and output for NaN, infinity, or a value past float16's range (`into` is then as it was); KeyError
-    if an output was not rendered.
+    to 0..1, in float32. On a CUDA device the work goes to its side stream, behind `ready` where that is given, else behind all that the
+    current stream was told so far; this returns at once. On a CPU all is done in `finish`.
+    into: contiguous arrays of the outputs' shapes and dtypes that get the values, by name; default new ones. Pinned ones are written
+    by the device itself, and hold pixels even of a frame that `finish` refuses; others are then as they were.
+    Raises KeyError if an output was not rendered or has no array, TypeError or ValueError for an array of another dtype or shape.
     """
     parts = [(output, _planes(rendered, output)) for output in outputs]
-    if not parts:
-        return {}
-    device = parts[0][1][0].device
-    with span("quantise", device), torch.inference_mode():
-        if device.type == "cpu":
-            checked, done = zip(*[_in_bands(planes, output) for output, planes in parts], strict=True)
-            wrong, values = torch.stack(checked), list(done)
-        else:
-            wrong = torch.stack([_wrong(planes, output) for output, planes in parts])
-            values = [converted(planes, output) for output, planes in parts]
-    if device.type == "cuda":
-        wrong, *values = _fetch([wrong, *values], device)
-    if bool(wrong.any()):
+    if into is not None:
         for output, planes in parts:
-            _refuse(planes, output, frame)
-    found = {}
-    with span("unpack"):
-        for (output, _), value in zip(parts, values, strict=True):
-            array = value.numpy().view(np.dtype(output.dtype))
-            if into is not None:
-                np.copyto(into[output.name], array, casting="no")
-                array = into[output.name]
-            elif device.type == "cuda":
-                array = array.copy()
-            found[output.name] = array
-    return found
+            _check_place(into[output.name], planes, output)
+    device = parts[0][1][0].device if parts else torch.device("cpu")
+    if device.type == "cuda":
+        return _DevicePixels(parts, frame, into, device, ready)
+    return _HostPixels(parts, frame, into)
+
+
+class _HostPixels(PendingPixels):
+    stage = "quantise"
+
+    def __init__(self, parts: Parts, frame: int, into: Mapping[str, NDArray[Any]] | None) -> None:
+        self._parts, self._frame, self._into = parts, frame, into
+
+    def finish(self) -> dict[str, NDArray[Any]]:
+        with span("quantise"), torch.inference_mode():
+            results = [_in_bands(planes, output) for output, planes in self._parts]
+            if any(bool(wrong) for wrong, _ in results):
+                _refuse(self._parts, self._frame)
+        found = {}
+        with span("unpack"):
+            for (output, _), (_, values) in zip(self._parts, results, strict=True):
+                found[output.name] = _stored(values, output, self._into, own=True)
+        return found
+
+
+class _DevicePixels(PendingPixels):
+    stage = "copy"
+
+    def __init__(
+        self, parts: Parts, frame: int, into: Mapping[str, NDArray[Any]] | None, device: torch.device, ready: torch.cuda.Event | None
+    ) -> None:
+        self._parts, self._frame, self._into = parts, frame, into
+        places = [_pinned_place(into[output.name]) if into is not None else None for output, _ in parts]
+        self._direct = [place is not None for place in places]
+        side = side_stream(device)
+        if ready is None:
+            side.wait_stream(torch.cuda.current_stream(device))
+        else:
+            side.wait_event(ready)
+        with torch.cuda.stream(side), torch.inference_mode():
+            for _, planes in parts:
+                for plane in planes:
+                    plane.record_stream(side)  # its memory is not another's before the side stream has read it
+            with span("quantise", device):
+                wrong = torch.stack([_wrong(planes, output) for output, planes in parts])
+                values = [converted(planes, output) for output, planes in parts]
+            with span("copy", device):
+                self._fetch = Fetch([wrong, *values], [None, *places], device)
+
+    def finish(self) -> dict[str, NDArray[Any]]:
+        wrong, *values = self._fetch.wait()
+        try:
+            if bool(wrong.any()):
+                _refuse(self._parts, self._frame)
+            found = {}
+            with span("unpack"):
+                for (output, _), value, direct in zip(self._parts, values, self._direct, strict=True):
+                    if direct and self._into is not None:
+                        found[output.name] = self._into[output.name]
+                    else:
+                        found[output.name] = _stored(value, output, self._into, own=False)
+            return found
+        finally:
+            self._fetch.release()
+
+
+def _stored(values: Tensor, output: Output, into: Mapping[str, NDArray[Any]] | None, *, own: bool) -> NDArray[Any]:
+    """Host values as an array of the output's dtype: in `into`, else themselves if they are our own, else copied."""
+    array: NDArray[Any] = values.numpy().view(np.dtype(output.dtype))
+    if into is None:
+        return array if own else array.copy()
+    np.copyto(into[output.name], array, casting="no")
+    return into[output.name]
+
+
+def _check_place(place: NDArray[Any], planes: Sequence[Tensor], output: Output) -> None:
+    if place.dtype != np.dtype(output.dtype):
+        raise TypeError(f"{output.name} is stored as {output.dtype}, and its array is {place.dtype}")
+    shape = tuple(planes[0].shape) if len(planes) == 1 else (*planes[0].shape[:2], 4)
+    if place.shape != shape:
+        raise ValueError(f"{output.name} is {list(shape)}, and its array is {list(place.shape)}")
+
+
+def _pinned_place(array: NDArray[Any]) -> Tensor | None:
+    """The array as a tensor, where the device can write it by itself."""
+    if not array.size or not array.flags.c_contiguous:
+        return None
+    place = torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)  # as in STORED
+    return place if place.is_pinned() else None
 
 
 def _planes(rendered: Mapping[str, Tensor], output: Output) -> list[Tensor]:
@@ -112,51 +204,19 @@ def _in_bands(planes: Sequence[Tensor], output: Output) -> tuple[Tensor, Tensor]
     return wrong, values
 
 
-def _refuse(planes: Sequence[Tensor], output: Output, frame: int) -> None:
+def _refuse(parts: Parts, frame: int) -> None:
     """Raise what is wrong with these planes, if anything is."""
-    for name, plane in zip((output.name, "alpha"), planes, strict=False):
-        wrong = ~torch.isfinite(plane)
-        if bool(wrong.any()):
-            first = tuple(int(i) for i in wrong.nonzero()[0])
+    for output, planes in parts:
+        for name, plane in zip((output.name, "alpha"), planes, strict=False):
+            wrong = ~torch.isfinite(plane)
+            if bool(wrong.any()):
+                first = tuple(int(i) for i in wrong.nonzero()[0])
+                raise PixelError(
+                    f"frame {frame}: {name} holds {int(wrong.sum())} values that are NaN or infinite, the first at {first}",
+                    remedy="nothing of this chunk was written; look at the checkpoint and at near and far",
+                )
+        largest = max((float(plane.abs().amax()) for plane in planes if plane.numel()), default=0.0)
+        if output.dtype == "float16" and largest > FLOAT16_MAX:
             raise PixelError(
-                f"frame {frame}: {name} holds {int(wrong.sum())} values that are NaN or infinite, the first at {first}",
-                remedy="nothing of this chunk was written; look at the checkpoint and at near and far",
+                f"frame {frame}: {output.name} reaches {largest:g}, past float16", remedy=f"set output.{output.name} = 'float32'"
             )
-    largest = max((float(plane.abs().amax()) for plane in planes if plane.numel()), default=0.0)
-    if output.dtype == "float16" and largest > FLOAT16_MAX:
-        raise PixelError(f"frame {frame}: {output.name} reaches {largest:g}, past float16", remedy=f"set output.{output.name} = 'float32'")
-
-
-def _fetch(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The tensors on the host, in one copy. They lie in this thread's pinned buffer, until its next fetch."""
-    starts, size = [], 0
-    for tensor in tensors:
-        starts.append(size)
-        size += -(-tensor.nbytes // ALIGN) * ALIGN
-    with span("copy", device), torch.inference_mode():
-        packed = torch.empty(size, dtype=torch.uint8, device=device)
-        for start, tensor in zip(starts, tensors, strict=True):
-            _part(packed, start, tensor).copy_(tensor)
-        pinned = _BUFFER.of(size)
-        pinned.copy_(packed, non_blocking=True)
-        torch.cuda.current_stream(device).synchronize()
-        return [_part(pinned, start, tensor) for start, tensor in zip(starts, tensors, strict=True)]
-
-
-def _part(packed: Tensor, start: int, like: Tensor) -> Tensor:
-    return packed[start : start + like.nbytes].view(like.dtype).view(like.shape)
-
-
-class _Pinned(threading.local):
-    """One buffer a thread, as large as its largest frame."""
-
-    def __init__(self) -> None:
-        self._bytes: Tensor | None = None
-
-    def of(self, size: int) -> Tensor:
-        if self._bytes is None or self._bytes.numel() < size:
-            self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        return self._bytes[:size]
-
-
-_BUFFER = _Pinned()

@@ -19,6 +19,7 @@ from landmark_batch.errors import PixelError
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.model.output import RenderOutput
+from landmark_batch.model.transfer import pinned_array
 
 SIZE = (5, 7)
 LAYOUTS = {
@@ -148,6 +149,84 @@ def test_into_given_arrays(device: str) -> None:
         output_of({**rendered, "alpha": np.ones((4, 6), "f4")}, device).quantised(
             outputs, frame=0, into=into | {"rgb": np.zeros((4, 6, 3), "u1")}
         )
+
+
+@pytest.mark.parametrize(
+    ("device", "given"),
+    [
+        ("cpu", "none"),
+        ("cpu", "pageable"),
+        *(pytest.param("cuda", given, marks=pytest.mark.gpu) for given in ("none", "pageable", "pinned")),
+    ],
+)
+def test_frames_on_their_way_at_once(device: str, given: str) -> None:
+    """Several are begun before the first is finished, by another thread and in any order; only the one with a NaN is refused."""
+    outputs = LAYOUTS["depth first"]("uint16")
+    rng = np.random.default_rng(1)
+    rendered = [{name: rng.random((9, 8, *(3,) * (name == "rgb")), dtype="f4") for name in ("rgb", "depth", "alpha")} for _ in range(6)]
+    rendered[4]["depth"][8, 7] = np.nan
+    expected = [quantise(frame, outputs, frame=i) if i != 4 else {} for i, frame in enumerate(rendered)]
+    frames = [output_of(frame, device) for frame in rendered]  # skips where there is no GPU
+    places = [_places(given, outputs, (9, 8)) for _ in rendered]
+    pending = [frame.quantise_begin(outputs, frame=i, into=places[i]) for i, frame in enumerate(frames)]
+    del frames  # what is on its way keeps what it needs
+    assert {one.stage for one in pending} == {"copy" if device == "cuda" else "quantise"}
+    found: dict[int, Any] = {}
+
+    def finish() -> None:
+        for i in (1, 0, 2, 5, 3, 4):
+            try:
+                found[i] = pending[i].finish()
+            except PixelError as error:
+                found[i] = str(error)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    thread.join()
+    assert found.pop(4).startswith("frame 4: depth holds 1 values that are NaN or infinite, the first at (8, 7)")
+    for i, arrays_found in found.items():
+        for name, array in expected[i].items():
+            np.testing.assert_array_equal(arrays_found[name], array)
+            assert places[i] is None or arrays_found[name] is places[i][name]  # type: ignore[index]
+
+
+def _places(given: str, outputs: list[OutputSpec], size: tuple[int, int]) -> dict[str, NDArray[Any]] | None:
+    if given == "none":
+        return None
+    make: Callable[..., NDArray[Any]] = pinned_array if given == "pinned" else np.zeros
+    # places in a chunk of two frames: the second one's
+    return {o.name: make((2, *size, *((o.channels,) if o.channels else ())), o.dtype)[1] for o in outputs}
+
+
+@pytest.mark.gpu
+def test_a_frame_is_taken_when_it_is_ready_though_more_was_begun() -> None:
+    """The side stream waits for the frame's own event, not for what the main stream was told after it."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    outputs = LAYOUTS["all"]("uint8")
+    rgb = torch.rand(512, 512, 3, device="cuda")
+    output = RenderOutput(rgb, rgb[..., 0].contiguous(), rgb[..., 1].contiguous(), {}, ready=torch.cuda.Event())
+    assert output.ready is not None
+    output.ready.record()
+    expected = quantise(output.numpy(), outputs, frame=0)
+    output.quantised(outputs, frame=0)  # new memory would wait for the device
+    after = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)  # cycles: more than half a second of the next frame
+    after.record()
+    found = output.quantise_begin(outputs, frame=0).finish()
+    assert not after.query()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_arrays_that_do_not_fit_are_refused(device: str) -> None:
+    rendered = {"rgb": np.zeros((4, 6, 3), "f4"), "depth": np.zeros((4, 6), "f4"), "alpha": np.zeros((4, 6), "f4")}
+    output, outputs = output_of(rendered, device), [OutputSpec("rgb", "uint8", 4)]
+    with pytest.raises(ValueError, match=r"rgb is \[4, 6, 4\], and its array is \[4, 6, 3\]"):
+        output.quantise_begin(outputs, frame=0, into={"rgb": np.zeros((4, 6, 3), "u1")})
+    with pytest.raises(TypeError, match="rgb is stored as uint8, and its array is uint16"):
+        output.quantise_begin(outputs, frame=0, into={"rgb": np.zeros((4, 6, 4), "u2")})
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")

@@ -1,0 +1,95 @@
+"""From a CUDA device to host memory, beside the device's main stream: a side stream, pinned buffers, pinned arrays."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+ALIGN = 16  # bytes: where a tensor begins in a buffer
+SPARE = 3  # buffers that are kept: of the frames that are on their way at once
+
+
+@lru_cache(maxsize=16)
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which finished frames leave this device. Its few small kernels go before those of the next frame."""
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
+def pinned_array(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """A new array that a device copies into by itself. Raises RuntimeError where no memory can be pinned."""
+    kind = np.dtype(dtype)
+    memory = torch.empty(max(1, math.prod(shape) * kind.itemsize), dtype=torch.uint8, pin_memory=True)
+    values: NDArray[Any] = memory.numpy()[: math.prod(shape) * kind.itemsize].view(kind)
+    return values.reshape(shape)
+
+
+class Fetch:
+    """Tensors of one device on their way to the host, on the stream that is current when it is made.
+
+    places: for each tensor, pinned host memory of its size that takes the values, or None for those that go, in one copy, through a
+    pinned buffer.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], places: Sequence[Tensor | None], device: torch.device) -> None:
+        starts, size = [], 0
+        for tensor, place in zip(tensors, places, strict=True):
+            starts.append(size)
+            size += -(-tensor.nbytes // ALIGN) * ALIGN if place is None else 0
+        packed = torch.empty(size, dtype=torch.uint8, device=device)
+        self._buffer = _BUFFERS.take(size)
+        self._host = []
+        for start, tensor, place in zip(starts, tensors, places, strict=True):
+            if place is None:
+                _part(packed, start, tensor).copy_(tensor)
+                self._host.append(_part(self._buffer, start, tensor))
+            else:
+                self._host.append(place.copy_(tensor, non_blocking=True))
+        self._buffer[:size].copy_(packed, non_blocking=True)
+        self._over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._over.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> list[Tensor]:
+        """The tensors on the host, once they are there. Those without a place of their own hold until `release`."""
+        self._over.synchronize()
+        return self._host
+
+    def release(self) -> None:
+        """Give the buffer back, once, after `wait`."""
+        self._host = []
+        _BUFFERS.give(self._buffer)
+
+
+def _part(packed: Tensor, start: int, like: Tensor) -> Tensor:
+    return packed[start : start + like.nbytes].view(like.dtype).view(like.shape)
+
+
+class _Buffers:
+    """Pinned buffers that are used again for every frame, by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Tensor] = []
+
+    def take(self, size: int) -> Tensor:
+        with self._lock:
+            fitting = [buffer for buffer in self._free if buffer.numel() >= size]
+            if fitting:
+                best = min(fitting, key=Tensor.numel)
+                self._free = [buffer for buffer in self._free if buffer is not best]
+                return best
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def give(self, buffer: Tensor) -> None:
+        with self._lock:
+            self._free = sorted([*self._free, buffer], key=Tensor.numel)[-SPARE:]
+
+
+_BUFFERS = _Buffers()

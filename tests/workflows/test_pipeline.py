@@ -1,0 +1,359 @@
+"""Frames of a worker in overlapped stages: what runs beside what, what waits for what, and that nothing of it shows in the pixels."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from landmark_batch.errors import PixelError
+from landmark_batch.frames.pixels import quantise
+from landmark_batch.frames.spec import OutputSpec
+from landmark_batch.frames.store import FrameStore
+from landmark_batch.frames.writer import FrameWriter
+from landmark_batch.workflows.opened import open_snapshot
+from landmark_batch.workflows.pipeline import CHUNKS, COPYING, ChunkArrays
+from landmark_batch.workflows.session import RenderSession
+from landmark_batch.workflows.simulated import simulated_job, simulated_request
+from landmark_batch.workflows.snapshot import JobSnapshot, write_snapshot
+
+PATIENCE = 20.0  # seconds after which a test that waits has failed
+FRAMES = 20
+
+
+@dataclass
+class Frame:
+    """A frame that shows its number, and tells when it is put into its place."""
+
+    number: int
+    renderer: Renderer
+    counters: dict[str, int] = field(default_factory=lambda: {"rays": 1})
+
+    def numpy(self) -> dict[str, NDArray[np.float32]]:
+        plain = np.ones((18, 32), np.float32)
+        rgb = np.full((18, 32, 3), self.number / FRAMES, np.float32)
+        if self.number in self.renderer.bad:
+            rgb[3, 4, 1] = np.nan
+        return {"rgb": rgb, "depth": plain, "alpha": plain}
+
+    def quantised(self, outputs: Sequence[OutputSpec], *, frame: int, into: Mapping[str, NDArray[Any]]) -> None:
+        self.renderer.note("copy", frame)
+        assert self.renderer.copying(frame)
+        for name, values in quantise(self.numpy(), outputs, frame=frame).items():
+            into[name][...] = values
+
+
+@dataclass
+class Renderer:
+    """Notes what happens. copying: called in the copies' thread; false where it waited in vain."""
+
+    bad: tuple[int, ...] = ()
+    copying: Callable[[int], bool] = lambda _: True
+    events: list[tuple[str, int]] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def render(self, c2w: Any, intrinsics: Any, width: int, height: int, *, frame: int | None = None) -> Frame:
+        assert frame is not None
+        self.note("render", frame)
+        return Frame(frame, self)
+
+    def note(self, what: str, number: int) -> None:
+        with self.changed:
+            self.events.append((what, number))
+            self.changed.notify_all()
+
+    def count(self, what: str) -> int:
+        return sum(name == what for name, _ in self.events)
+
+    def await_event(self, what: str, number: int) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: (what, number) in self.events, PATIENCE)
+
+    def await_count(self, what: str, count: int) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: self.count(what) >= count, PATIENCE)
+
+
+@contextmanager
+def session_of(place: Path, renderer: Any, *, overlap: bool = True, device: str = "cpu") -> Iterator[tuple[RenderSession, FrameStore]]:
+    """A session on a store of 20 frames of 32 × 18, with this renderer."""
+    job = simulated_job(place / "s.zarr", chunk_frames=4, workers=1)
+    request = simulated_request(job, FRAMES, 0.0)
+    store = FrameStore.create(job.store_path, request.spec, request.flight, request.settings)
+    snapshot = JobSnapshot("abcd1234", job.model_dump(mode="json"), dict(request.settings.values), str(store.path), "cpu", 1, 1)
+    opened = open_snapshot(write_snapshot(snapshot, request.flight))
+    told = json.loads(json.dumps(snapshot.job))
+    told["parallel"]["overlap"] = overlap
+    opened = replace(opened, snapshot=replace(snapshot, job=told))
+    session = RenderSession(place, opened, renderer, worker="here/w0", device=device)
+    yield session, store
+    session.close()
+
+
+def level(frame: int) -> int:
+    """What a frame's pixels are stored as."""
+    return int(np.float32(frame / FRAMES) * np.float32(255) + np.float32(0.5))
+
+
+def chunk(first: int, frames: int = 4) -> tuple[int, ...]:
+    return tuple(range(first, first + frames))
+
+
+def render_all(session: RenderSession, chunks: Sequence[tuple[int, ...]]) -> tuple[list[dict[str, Any]], list[threading.Thread]]:
+    """Each chunk in a thread. Receipts come as threads end."""
+    receipts: list[dict[str, Any]] = []
+    threads = [threading.Thread(target=lambda frames=frames: receipts.append(session.render(str(frames), frames, 0))) for frames in chunks]
+    for thread in threads:
+        thread.start()
+    return receipts, threads
+
+
+def test_a_frame_is_rendered_while_the_one_before_it_is_copied(tmp_path: Path) -> None:
+    renderer = Renderer()
+    renderer.copying = lambda frame: frame == 3 or renderer.await_event("render", frame + 1)
+    with session_of(tmp_path, renderer) as (session, store):
+        receipt = session.render("c", chunk(0), 0)
+    assert receipt["queue"]["frames"] >= 1
+    assert [number for what, number in renderer.events if what == "copy"] == [0, 1, 2, 3]
+    assert [int(store.read("rgb", frame)[0, 0, 0]) for frame in range(4)] == [level(frame) for frame in range(4)]
+
+
+def test_without_overlap_one_step_follows_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, commit = Renderer(), FrameWriter.commit
+
+    def noted(self: FrameWriter, frames: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        renderer.note("commit", frames[0])
+        receipt = commit(self, frames, *args, **kwargs)
+        renderer.note("committed", frames[0])
+        return receipt
+
+    monkeypatch.setattr(FrameWriter, "commit", noted)
+    with session_of(tmp_path / "off", renderer, overlap=False) as (session, store):
+        receipts, threads = render_all(session, [chunk(0, 2), chunk(2, 2), chunk(4, 2)])
+        for thread in threads:
+            thread.join()
+        off = {frame: record.digests for frame, record in store.finished().items()}
+    order = list(dict.fromkeys(number // 2 * 2 for _, number in renderer.events))
+    steps = [("render", 0), ("copy", 0), ("render", 1), ("copy", 1), ("commit", 0), ("committed", 0)]
+    assert renderer.events == [(what, first + number) for first in order for what, number in steps]
+    assert {receipt["queue"]["chunks"] for receipt in receipts} == {1}
+    with session_of(tmp_path / "on", Renderer()) as (session, store):
+        session.render("c", chunk(0, 6), 0)
+        assert {frame: record.digests for frame, record in store.finished().items()} == off
+
+
+def test_rendering_waits_for_copies(tmp_path: Path) -> None:
+    gate, renderer = threading.Event(), Renderer()
+    renderer.copying = lambda _: gate.wait(PATIENCE)
+    with session_of(tmp_path, renderer) as (session, store):
+        receipts, threads = render_all(session, [chunk(0, 8)])
+        assert renderer.await_count("render", COPYING + 1)
+        time.sleep(0.1)
+        assert renderer.count("render") == COPYING + 1
+        gate.set()
+        threads[0].join()
+        assert sorted(store.finished()) == list(range(8))
+    assert receipts[0]["queue"]["frames"] <= COPYING
+    assert receipts[0]["stages"]["wait"] >= 0.1
+    assert receipts[0]["busy"] < 1
+
+
+def test_rendering_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels of two chunks are in memory at most, whatever threads there are; all frames come, with their own pixels."""
+    gate, renderer, commit = threading.Event(), Renderer(), FrameWriter.commit
+
+    def slow(self: FrameWriter, frames: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        renderer.note("commit", frames[0])
+        assert gate.wait(PATIENCE)
+        return commit(self, frames, *args, **kwargs)
+
+    made: list[int] = []
+    array = ChunkArrays._array
+
+    def counted(self: ChunkArrays, output: OutputSpec, frames: int) -> NDArray[Any]:
+        made.append(frames)
+        return array(self, output, frames)
+
+    monkeypatch.setattr(FrameWriter, "commit", slow)
+    monkeypatch.setattr(ChunkArrays, "_array", counted)
+    with session_of(tmp_path, renderer) as (session, store):
+        receipts, threads = render_all(session, [chunk(first) for first in range(0, FRAMES, 4)])
+        assert renderer.await_count("commit", CHUNKS)
+        time.sleep(0.1)
+        assert renderer.count("render") == 4 * CHUNKS
+        gate.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(store.finished()) == list(range(FRAMES))
+        for frame in range(FRAMES):
+            assert (store.read("rgb", frame) == level(frame)).all()
+    assert len(made) == CHUNKS * len(store.spec.outputs)
+    assert max(receipt["queue"]["chunks"] for receipt in receipts) == CHUNKS
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_an_error_reaches_its_own_chunk(tmp_path: Path, overlap: bool) -> None:
+    renderer = Renderer(bad=(5,))
+    with session_of(tmp_path, renderer, overlap=overlap) as (session, store):
+        session.render("a", chunk(0), 0)
+        for _ in range(2 * CHUNKS):  # no set of arrays is lost with a chunk
+            with pytest.raises(PixelError, match="frame 5: rgb holds 1 values that are NaN"):
+                session.render("b", chunk(4), 0)
+        session.render("c", chunk(8), 0)
+        assert sorted(store.finished()) == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
+def test_a_renderer_that_fails_leaves_no_copy_behind(tmp_path: Path) -> None:
+    """Frames that are on their way are waited for: their arrays are the next chunk's."""
+    gate, renderer = threading.Event(), Renderer()
+    renderer.copying = lambda _: gate.wait(PATIENCE)
+    render = renderer.render
+
+    def failing(*args: Any, frame: int) -> Frame:
+        if frame == 2:
+            threading.Timer(0.1, gate.set).start()
+            raise MemoryError("no more")
+        return render(*args, frame=frame)
+
+    renderer.render = failing  # type: ignore[method-assign, assignment]
+    with session_of(tmp_path, renderer) as (session, store):
+        with pytest.raises(Exception, match="MemoryError: no more"):
+            session.render("a", chunk(0), 0)
+        assert renderer.count("copy") == 2
+        renderer.render = render  # type: ignore[method-assign]
+        session.render("b", chunk(4), 0)
+        assert sorted(store.finished()) == [4, 5, 6, 7]
+
+
+def test_a_receipt_says_where_time_went(tmp_path: Path) -> None:
+    with session_of(tmp_path, Renderer()) as (session, _):
+        receipt = session.render("c", chunk(0), 0)
+        nothing = session.render("c", chunk(0), 0)
+    assert set(receipt["stages"]) == {"check", "render", "quantise", "wait", "encode", "write"}
+    assert all(seconds >= 0 for seconds in receipt["stages"].values())
+    assert receipt["stages"]["encode"] > 0
+    assert receipt["stages"]["write"] > 0
+    assert 0 < receipt["busy"] <= 1
+    assert (nothing["frames"], nothing["busy"], nothing["queue"]) == ([], 0.0, {"frames": 0, "chunks": 0})
+
+
+def test_arrays_are_used_again_and_grow_where_they_must(tmp_path: Path) -> None:
+    spec = simulated_request(simulated_job(tmp_path, chunk_frames=4, workers=1), FRAMES, 0.0).spec
+    arrays = ChunkArrays(spec, most=2, pinned=False)
+    small, out = arrays.take(3)
+    assert (out, small["rgb"].shape) == (1, (3, 18, 32, 3))
+    large, out = arrays.take(8)
+    assert out == 2
+    arrays.give(small)
+    arrays.give(large)
+    assert arrays.take(2)[0] is large
+    grown, _ = arrays.take(5)
+    assert len(grown["rgb"]) == 5
+    taken: list[Any] = []
+    waiting = threading.Thread(target=lambda: taken.append(arrays.take(1)[0]))
+    waiting.start()
+    time.sleep(0.05)
+    assert not taken
+    arrays.give(grown)
+    waiting.join()
+    assert taken[0] is grown
+
+
+def test_where_nothing_can_be_pinned_arrays_are_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from landmark_batch.model import transfer
+
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory\nmore of it")
+
+    monkeypatch.setattr(transfer, "pinned_array", refused)
+    spec = simulated_request(simulated_job(tmp_path, chunk_frames=4, workers=1), FRAMES, 0.0).spec
+    arrays = ChunkArrays(spec, most=2, pinned=True)
+    for _ in range(2):
+        assert arrays.take(3)[0]["rgb"].shape == (3, 18, 32, 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no memory can be pinned for pixels, they are copied once more: CUDA error: out of memory"
+    ]
+
+
+# -- on a GPU
+
+
+@pytest.fixture(scope="module")
+def gpu_renderer() -> Any:
+    """Fused kernels, of a scene that the colours' kernel is compiled for."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from landmark_batch.job import job_from_dict
+    from landmark_batch.model.fused import FusedRenderer
+    from landmark_batch.model.settings import resolve_settings
+    from landmark_batch.workflows.renderers import ResidentRenderer
+    from tests.factories import make_scene
+
+    usual = {"density_channels": 16, "appearance_channels": 48, "app_dim": 27, "feature_width": 128, "resolutions": (1, 2, 4)}
+    weights = make_scene(**usual)  # type: ignore[arg-type]
+    job = job_from_dict({"scene": {"checkpoint": "a.th"}, "model": {"runtime": "fused", "precision": "fp16"}, "sampling": {"samples": 16}})
+    settings = resolve_settings(job, weights.config, device="cuda")
+    return ResidentRenderer(FusedRenderer(weights, settings, torch.device("cuda")))
+
+
+def with_nan(rgb: Any) -> Any:
+    wrong = rgb.clone()
+    wrong.view(-1)[(3 * 32 + 4) * 3 + 1] = float("nan")
+    return wrong
+
+
+class WithNaN:
+    """A renderer whose frames hold a NaN where they are said to."""
+
+    def __init__(self, renderer: Any, bad: tuple[int, ...] = ()) -> None:
+        self.renderer, self.bad = renderer, bad
+
+    def render(self, c2w: Any, intrinsics: Any, width: int, height: int, *, frame: int) -> Any:
+        pose = np.eye(3, 4)
+        pose[:, 3] = (frame * 0.01, 0.0, 1.5)
+        output = self.renderer.render(pose, (30.0, 30.0, 16.0, 9.0), width, height, frame=frame)
+        return replace(output, rgb=with_nan(output.rgb)) if frame in self.bad else output
+
+
+@pytest.mark.gpu
+def test_overlap_changes_no_pixel_on_a_gpu(tmp_path: Path, gpu_renderer: Any) -> None:
+    renderer = WithNaN(gpu_renderer)
+    found = {}
+    for overlap in (True, False):
+        place = tmp_path / str(overlap)
+        with session_of(place, renderer, overlap=overlap, device="cuda") as (session, store):
+            receipts, threads = render_all(session, [chunk(first) for first in range(0, FRAMES, 4)])
+            for thread in threads:
+                thread.join()
+            assert "copy" in receipts[0]["stages"]
+            found[overlap] = [store.read("rgb", frame) for frame in range(FRAMES)]
+    for frame in range(FRAMES):
+        output = renderer.render(None, None, 32, 18, frame=frame)
+        alone = output.quantised(store.spec.outputs, frame=frame)["rgb"]
+        assert len(np.unique(alone)) > 8
+        np.testing.assert_array_equal(found[True][frame], alone)
+        np.testing.assert_array_equal(found[False][frame], alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", [True, False])
+def test_nan_is_found_in_the_frame_that_holds_it_on_a_gpu(tmp_path: Path, gpu_renderer: Any, overlap: bool) -> None:
+    with session_of(tmp_path, WithNaN(gpu_renderer, bad=(6,)), overlap=overlap, device="cuda") as (session, store):
+        session.render("a", chunk(0), 0)
+        with pytest.raises(PixelError, match=r"frame 6: rgb holds 1 values that are NaN or infinite, the first at \(3, 4, 1\)"):
+            session.render("b", chunk(4), 0)
+        session.render("c", chunk(8), 0)
+        assert sorted(store.finished()) == [0, 1, 2, 3, 8, 9, 10, 11]

@@ -1,0 +1,210 @@
+"""FramePipeline: frames of a chunk from the renderer into arrays that are about to be written. What is not rendering runs beside it.
+
+render (and rounding's launch) in the task's thread → at most COPYING frames → one thread that waits for the device, rounds what came
+from a CPU and copies → the chunk's arrays, of which CHUNKS sets exist: one is rendered into while the other is encoded and written.
+Where a stage is slow, those before it wait; nothing grows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landmark_batch.frames.spec import OutputSpec, StoreSpec
+from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
+
+logger = logging.getLogger(__name__)
+
+AHEAD = 1  # frames that a renderer has begun beyond the one that is taken
+COPYING = 2  # frames that are rendered and not yet in their arrays
+CHUNKS = 2  # chunks, or parts of them, whose pixels are in memory
+
+Pixels: TypeAlias = dict[str, NDArray[Any]]
+Camera: TypeAlias = tuple[NDArray[np.float64], tuple[float, ...], int, int]  # c2w [3, 4], (fl_x, fl_y, cx, cy), width, height
+
+
+class ChunkArrays:
+    """Sets of arrays for the pixels of chunks, used again and again: new memory costs a fault a page. At most `most` are out at once.
+
+    pinned: a CUDA device is to write them by itself.
+    """
+
+    def __init__(self, spec: StoreSpec, *, most: int, pinned: bool) -> None:
+        self._spec, self._pinned = spec, pinned
+        self._free: list[Pixels | None] = [None] * most  # None: not made yet
+        self._most, self._closed = most, False
+        self._changed = threading.Condition()
+
+    def take(self, frames: int) -> tuple[Pixels, int]:
+        """A set that holds so many frames or more, and how many sets are out now. Waits for `give`."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._free))
+            self._free.sort(key=_length)
+            found = self._free.pop()
+            out = self._most - len(self._free)
+        if found is None or _length(found) < frames:
+            found = None  # its memory goes before the new one comes
+            try:
+                found = {output.name: self._array(output, frames) for output in self._spec.outputs}
+            except BaseException:
+                self.give(None)
+                raise
+        return found, out
+
+    def give(self, pixels: Pixels | None) -> None:
+        """Take a set back."""
+        with self._changed:
+            self._free.append(None if self._closed else pixels)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        with self._changed:
+            self._closed = True
+            self._free = [None] * len(self._free)
+
+    def _array(self, output: OutputSpec, frames: int) -> NDArray[Any]:
+        shape = (frames, *self._spec.frame_shape(output.name))
+        if self._pinned:
+            from landmark_batch.model.transfer import pinned_array
+
+            try:
+                return pinned_array(shape, output.dtype)
+            except RuntimeError as error:
+                logger.warning("no memory can be pinned for pixels, they are copied once more: %s", str(error).splitlines()[0])
+                self._pinned = False
+        return np.empty(shape, output.dtype)
+
+
+def _length(pixels: Pixels | None) -> int:
+    """Frames that a set holds, -1 for none."""
+    return -1 if pixels is None else len(next(iter(pixels.values())))
+
+
+class FilledChunk(AbstractContextManager["FilledChunk"]):
+    """Rendered frames of a chunk, the last of them still on their way into its arrays. Left, it gives these back.
+
+    most: frames that were on their way at once. chunks: sets of arrays that were out when it began.
+    """
+
+    def __init__(self, arrays: ChunkArrays, frames: int, stages: defaultdict[str, float]) -> None:
+        before = time.perf_counter()
+        self._arrays, self._stages = arrays, stages
+        self._whole, self.chunks = arrays.take(frames)
+        self.pixels: Pixels = {name: values[:frames] for name, values in self._whole.items()}
+        self.most = 0
+        self._copies: deque[Future[tuple[str, float]]] = deque()
+        stages["wait"] += time.perf_counter() - before
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        wait(self._copies)  # nothing writes into arrays that are another chunk's
+        self._arrays.give(self._whole)
+
+    def add(self, copy: Future[tuple[str, float]]) -> None:
+        """A frame is on its way: stage and seconds of what is left of it. Waits for room; raises what earlier ones raised."""
+        self._copies.append(copy)
+        before = time.perf_counter()
+        while len(self._copies) > COPYING or (self._copies and self._copies[0].done()):
+            self._take()
+        self.most = max(self.most, len(self._copies))
+        self._stages["wait"] += time.perf_counter() - before
+
+    def finish(self) -> Pixels:
+        """All pixels, once the last ones are there. Raises what a frame raised, the first one's."""
+        while self._copies:
+            self._take()
+        return self.pixels
+
+    def _take(self) -> None:
+        stage, seconds = self._copies.popleft().result()
+        self._stages[stage] += seconds
+
+
+class FramePipeline:
+    """Fills arrays with frames. One thread at a time may call `fill`; what it returns is the caller's.
+
+    overlap: off, one step is done after the other. pinned: as for ChunkArrays.
+    """
+
+    def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool) -> None:
+        self._outputs = spec.outputs
+        self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="frame-copies") if overlap else None
+
+    def fill(
+        self, count: int, frames: Iterable[tuple[int, RenderedFrame]], stages: defaultdict[str, float], counters: Counter[str]
+    ) -> FilledChunk:
+        """Render `count` frames and have them copied. stages: gets seconds of render, quantise, copy and wait. counters: the frames'.
+
+        Raises what rendering raises, and PixelError for a frame before, once all copies have ended.
+        """
+        filled = FilledChunk(self._arrays, count, stages)
+        try:
+            before = time.perf_counter()
+            for i, (frame, rendered) in enumerate(frames):
+                between = time.perf_counter()
+                stages["render"] += between - before
+                counters.update(rendered.counters)
+                stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()})
+                stages["quantise"] += time.perf_counter() - between
+                filled.add(self._submit(stage, finish))
+                before = time.perf_counter()
+        except BaseException:
+            filled.__exit__(None, None, None)
+            raise
+        return filled
+
+    def close(self) -> None:
+        """End the thread and let go of the arrays that nobody has."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._arrays.close()
+
+    def _begin(self, rendered: RenderedFrame, frame: int, into: Pixels) -> tuple[str, Callable[[], object]]:
+        """Begin to round a frame. Returns what is left to do, and the name of that stage."""
+        begin = getattr(rendered, "quantise_begin", None)
+        if begin is None:
+            return "quantise", lambda: rendered.quantised(self._outputs, frame=frame, into=into)
+        pending = begin(self._outputs, frame=frame, into=into)
+        return pending.stage, pending.finish
+
+    def _submit(self, stage: str, finish: Callable[[], object]) -> Future[tuple[str, float]]:
+        def timed() -> tuple[str, float]:
+            before = time.perf_counter()
+            finish()
+            return stage, time.perf_counter() - before
+
+        if self._thread is not None:
+            return self._thread.submit(timed)
+        done: Future[tuple[str, float]] = Future()
+        done.set_result(timed())
+        return done
+
+
+def rendered_frames(
+    renderer: FrameRenderer, cameras: Iterable[tuple[int, Camera]], *, overlap: bool
+) -> Iterator[tuple[int, RenderedFrame]]:
+    """Frames in their order. A renderer that can begin one frame before it gives the last is asked to, if they may overlap."""
+    begin = getattr(renderer, "begin", None)
+    begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
+    for frame, camera in cameras:
+        if begin is None:
+            yield frame, renderer.render(*camera, frame=frame)
+            continue
+        begun.append((frame, begin(*camera, frame=frame).finish))
+        if len(begun) > (AHEAD if overlap else 0):
+            first, finish = begun.popleft()
+            yield first, finish()
+    while begun:
+        first, finish = begun.popleft()
+        yield first, finish()
