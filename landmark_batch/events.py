@@ -23,7 +23,7 @@ class Preparing:
 
 @dataclass(frozen=True)
 class JobStarted:
-    """frames: all frames the job wants. todo: those still to render. seconds: start-up time so far."""
+    """frames: all frames the job wants. todo: those still to render. cost: of these in any unit, where it is known; see ChunkDone."""
 
     name: str
     store: str
@@ -33,6 +33,7 @@ class JobStarted:
     workers: int
     runtime: str
     dashboard: str | None
+    cost: float | None = None
     at: float = field(default_factory=time.time)
 
 
@@ -45,7 +46,10 @@ class ChunkStarted:
 
 @dataclass(frozen=True)
 class ChunkDone:
-    """A chunk stands in the store. seconds: wall time of the chunk on its worker; stages: seconds by stage name."""
+    """A chunk stands in the store. seconds: wall time of the chunk on its worker; stages: seconds by stage name.
+
+    cost: what it was expected to take, in the unit of JobStarted's.
+    """
 
     chunk: str
     frames: tuple[int, ...]
@@ -54,6 +58,7 @@ class ChunkDone:
     seconds: float
     stages: dict[str, float]
     counters: dict[str, int]
+    cost: float | None = None
     at: float = field(default_factory=time.time)
 
 

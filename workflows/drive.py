@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from landmark_batch.chunks import split_frames
+from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import ConfigError, LandmarkError, StoreBusyError, StoreError
 from landmark_batch.events import ChunkDone, ChunkFailed, Event, JobDone, JobStarted
 from landmark_batch.frames.definition import is_store
@@ -23,6 +23,7 @@ from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.resume import compare
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.workflows.builds import note_build
+from landmark_batch.workflows.costs import cut_chunks
 from landmark_batch.workflows.driver import Driver
 from landmark_batch.workflows.graph import RenderGraph
 from landmark_batch.workflows.itinerary import route_chunks
@@ -31,6 +32,7 @@ from landmark_batch.workflows.machine import group_shape
 from landmark_batch.workflows.order import ABORT_FILE, STOP_FILE, JobOrder, is_set
 from landmark_batch.workflows.outcomes import Steering, WorkerPool
 from landmark_batch.workflows.plan import frames_to_render, narrow
+from landmark_batch.workflows.predicted import keep_prediction
 from landmark_batch.workflows.recorder import RunRecorder
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.snapshot import ROUTE_FILE, JobSnapshot, remove_dead_snapshots, remove_snapshot, write_snapshot
@@ -106,10 +108,13 @@ class _Drive:
         remove_dead_snapshots(store.path)
         self.station.begin(self.request.wanted, todo)
         if not todo:
-            self._tell_start(store, 0)
+            self._tell_start(store, ())
             return self._finish(store)
         if self.order.build is not None:
             note_build(store.path, self.order.build)
+        costs = self.request.costs
+        if costs is not None and costs.seconds is not None:
+            keep_prediction(store.path, store.spec.frames, todo, costs.seconds)
         with ExitStack() as stack:
             snapshot = self._snapshot(store, owner)
             seen = self.request.blocks.seen if self.request.blocks is not None else None
@@ -138,12 +143,13 @@ class _Drive:
 
     def _drive(self, store: FrameStore, owner: StoreOwner, folder: Path, snapshot: JobSnapshot, todo: tuple[int, ...]) -> None:
         self._workers = self.station.open_run(folder, snapshot)
-        self._tell_start(store, len(todo))
+        self._tell_start(store, todo)
         missing: Sequence[int] = todo
         turn = 0
         while missing and not is_set(folder, STOP_FILE, ABORT_FILE):  # more than one turn only where other processes share the store
             groups = max(1, self._workers // group_shape(self.job.parallel).size)
-            route = route_chunks(self.request, split_frames(missing, self.order.chunk_frames), groups)
+            parts = cut_chunks(missing, self.order.chunk_frames, store.spec.commit_unit, self.request.costs)
+            route = route_chunks(self.request, parts, groups, unit=store.spec.commit_unit)
             chunks = route.chunks
             if self.request.blocks is not None:
                 route.itinerary().save(folder / ROUTE_FILE)
@@ -155,12 +161,19 @@ class _Drive:
                 emit=lambda event: self._emit(event, store, owner),
                 steering=Steering(folder),
                 depth=PASSING_DEPTH if self.job.parallel.priority > 0 else DEPTH,
-                costs=route.costs,
+                costs=route.costs if route.costs is not None else self._chunk_costs(chunks),
                 render_timeout=self.job.parallel.render_timeout,
             )
             self.record.add(driver.run(), chunks)
             missing = self._left_to_others(store, owner, folder, missing)
             turn += 1
+
+    def _chunk_costs(self, chunks: Sequence[FrameChunk]) -> list[float] | None:
+        """By which ranges are balanced, where the order of chunks does not ask for ranges of equal numbers."""
+        costs = self.request.costs
+        if costs is None or self.job.output.order == "coarse-to-fine":
+            return None
+        return [costs.of(chunk.frames) for chunk in chunks]
 
     def _left_to_others(self, store: FrameStore, owner: StoreOwner, folder: Path, frames: Sequence[int]) -> list[int]:
         """Wait for frames that another process has claimed; returns those that became free because it ended without them."""
@@ -177,22 +190,26 @@ class _Drive:
 
     # -- events
 
-    def _tell_start(self, store: FrameStore, todo: int) -> None:
-        chunks = len(split_frames(range(todo), self.order.chunk_frames)) if todo else 0
+    def _tell_start(self, store: FrameStore, todo: Sequence[int]) -> None:
+        costs = self.request.costs
+        chunks = len(cut_chunks(todo, self.order.chunk_frames, store.spec.commit_unit, costs))
         self.record.emit(
             JobStarted(
                 name=self.job.name,
                 store=str(store.path),
                 frames=len(self.request.wanted),
-                todo=todo,
+                todo=len(todo),
                 chunks=chunks,
                 workers=self._workers,
                 runtime=self.request.runtime,
                 dashboard=self.order.dashboard,
+                cost=None if costs is None else costs.of(todo),
             )
         )
 
     def _emit(self, event: Event, store: FrameStore, owner: StoreOwner) -> None:
+        if isinstance(event, ChunkDone) and self.request.costs is not None:
+            event = replace(event, cost=self.request.costs.of(event.frames))
         self.record.emit(event)
         if isinstance(event, ChunkDone) or (isinstance(event, ChunkFailed) and event.final):
             owner.release(event.frames)

@@ -1,4 +1,4 @@
-"""How fast this machine has rendered before: measured seconds per megasample, kept in the user's cache.
+"""How fast this machine has rendered before: measured seconds per megasample, and probes of jobs, kept in the user's cache.
 
 A plan gives a time only from here; nothing is guessed. A megasample is a million of rays × samples a ray as the job sets
 them (what the mask spares is part of the measured rate, so rates of the scene itself are preferred to those of another).
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import platformdirs
 logger = logging.getLogger(__name__)
 
 _KEPT = 200  # rates, the oldest go first
+_KEPT_PROBES = 50
+_RATE = frozenset({"key", "scene", "seconds_per_megasample", "at"})
+_PROBE = frozenset({"key", "probe", "at"})
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def speed_file() -> Path:
 
 def recall_speed(key: SpeedKey, scene: str, *, file: Path | None = None) -> Speed | None:
     """The last rate measured for `key`, of this scene (its digest) if there is one, else of another, else None."""
-    entries = [entry for entry in _read(file or speed_file()) if entry["key"] == str(key)]
+    entries = [entry for entry in _read(file or speed_file(), _RATE) if entry["key"] == str(key)]
     for same_scene, chosen in ((True, [e for e in entries if e["scene"] == scene]), (False, entries)):
         if chosen:
             newest = max(chosen, key=lambda entry: float(entry["at"]))
@@ -65,21 +69,40 @@ def recall_speed(key: SpeedKey, scene: str, *, file: Path | None = None) -> Spee
 def record_speed(key: SpeedKey, scene: str, seconds_per_megasample: float, *, file: Path | None = None) -> None:
     """Keep a rate. A cache that cannot be written is no error: the next plan then says 'unknown'."""
     file = file or speed_file()
-    entries = [entry for entry in _read(file) if (entry["key"], entry["scene"]) != (str(key), scene)]
+    entries = [entry for entry in _read(file, _RATE) if (entry["key"], entry["scene"]) != (str(key), scene)]
     entries.append({"key": str(key), "scene": scene, "seconds_per_megasample": seconds_per_megasample, "at": time.time()})
+    _write(file, entries, _KEPT)
+
+
+def probe_file() -> Path:
+    return platformdirs.user_cache_path("landmark-batch") / "probes.json"
+
+
+def recall_probe(key: str) -> dict[str, Any] | None:
+    """What was kept under `key`, None where nothing was."""
+    return next((dict(entry["probe"]) for entry in _read(probe_file(), _PROBE) if entry["key"] == key), None)
+
+
+def record_probe(key: str, probe: Mapping[str, Any]) -> None:
+    """Keep what a probe found, JSON-ready, in place of an earlier one. A cache that cannot be written is no error."""
+    entries = [entry for entry in _read(probe_file(), _PROBE) if entry["key"] != key]
+    _write(probe_file(), [*entries, {"key": key, "probe": dict(probe), "at": time.time()}], _KEPT_PROBES)
+
+
+def _write(file: Path, entries: list[dict[str, Any]], most: int) -> None:
     entries.sort(key=lambda entry: float(entry["at"]))
     temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(entries[-_KEPT:], indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(entries[-most:], indent=1), encoding="utf-8")
         temporary.replace(file)
     except OSError as error:
-        logger.info("%s: measured speed not kept: %s", file, error)
+        logger.info("%s: what was measured is not kept: %s", file, error)
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read(file: Path, keys: frozenset[str]) -> list[dict[str, Any]]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        return [entry for entry in entries if {"key", "scene", "seconds_per_megasample", "at"} <= entry.keys()]
+        return [entry for entry in entries if keys <= entry.keys()]
     except (OSError, ValueError, AttributeError, TypeError):
         return []

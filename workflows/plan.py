@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from landmark_batch.chunks import FrameChunk, split_frames
+import numpy as np
+
+from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import ConfigError, DiskFullError, FramesDifferError, StoreError
 from landmark_batch.frames.definition import is_store
+from landmark_batch.frames.fingerprint import flight_digest
 from landmark_batch.frames.resume import ResumePlan, compare
 from landmark_batch.frames.spec import StoreSpec
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.builds import Build, other_build, this_build
+from landmark_batch.workflows.costs import FrameCosts, cut_chunks, frame_costs
 from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, group_shape, place_workers
-from landmark_batch.workflows.measured import Speed, SpeedKey, recall_speed
+from landmark_batch.workflows.measured import Speed, SpeedKey, recall_probe, recall_speed
+from landmark_batch.workflows.memory_check import check_memory
+from landmark_batch.workflows.probed import Probe
 from landmark_batch.workflows.render_plan import RenderPlan, bytes_text
 from landmark_batch.workflows.request import RenderRequest, scene_request
 
 CHUNKS_A_WORKER = 12  # of a worker or a render group, at least, where a job is short: all then end together within a few per cent
 PROCESS_BYTES = 400 * 2**20  # Python, torch and Dask of one worker before it has loaded anything (measured: 330 to 380 MiB)
+PROBED_AT_BEST = 0.7  # of the bytes a probe expects: its frames may be small ones, which compress less well
 COMPRESSED_AT_BEST = 0.5  # share of the raw size below which rendered frames rarely go: a disk with less room is refused
 
 
@@ -54,10 +63,13 @@ def plan_request(
         chosen = narrow(resume, request.wanted, overwrite=overwrite)
         spec = replace(store.spec, frames=len(request.flight))  # a store keeps its compressor and its sharding
     todo = frames_to_render(chosen, request.wanted, spec)
-    chunks, placement, notes = _split(request, spec, machine, todo, scheduler)
+    costs = frame_costs(request, todo)
+    chunks, placement, notes = _split(request, spec, machine, todo, scheduler, costs)
+    if placement is not None:
+        check_memory(request, placement, machine)
     per_frame = store.measured_bytes_per_frame() if store is not None else None
     plan = RenderPlan(
-        request=request,
+        request=replace(request, costs=costs),
         store_exists=store is not None,
         todo=todo,
         done=len(set(request.wanted) - set(todo)),
@@ -68,11 +80,12 @@ def plan_request(
         bytes_todo=spec.disk_bytes(len(todo)) if todo else 0,
         bytes_expected=None if per_frame is None else int(per_frame * len(todo)),
         disk_free=disk_free(job.store_path),
-        worker_memory=_worker_memory(request, chunks),
+        worker_memory=worker_memory(request, chunks),
         placement=placement,
         speed=_speed(request, placement, machine),
         warnings=(*request.warnings, *notes),
     )
+    plan = _with_seconds(plan, machine)
     return replace(plan, warnings=(*plan.warnings, *_check_build(plan, machine), *_check_disk(plan, spec)))
 
 
@@ -135,20 +148,21 @@ def _look(path: Path, request: RenderRequest) -> tuple[ResumePlan | None, FrameS
 
 
 def _split(
-    request: RenderRequest, spec: StoreSpec, machine: Machine, todo: tuple[int, ...], scheduler: str | None
+    request: RenderRequest, spec: StoreSpec, machine: Machine, todo: tuple[int, ...], scheduler: str | None, costs: FrameCosts | None
 ) -> tuple[tuple[FrameChunk, ...], Placement | None, list[str]]:
     asked = request.job.output.chunk_frames
     if scheduler is not None:
-        return tuple(split_frames(todo, chunk_size(len(todo), asked, spec.commit_unit, 1))), None, []
-    memory = _worker_memory(request, ())
+        return tuple(cut_chunks(todo, chunk_size(len(todo), asked, spec.commit_unit, 1), spec.commit_unit, costs)), None, []
+    memory = worker_memory(request, ())
     parallel = request.job.parallel
     first, _ = place_workers(parallel, machine, device=request.device, worker_memory=memory)
-    chunks = split_frames(todo, chunk_size(len(todo), asked, spec.commit_unit, first.groups))
+    chunks = cut_chunks(todo, chunk_size(len(todo), asked, spec.commit_unit, first.groups), spec.commit_unit, costs)
     placement, notes = place_workers(parallel, machine, device=request.device, worker_memory=memory, chunks=len(chunks) or None)
     return tuple(chunks), placement, notes
 
 
-def _worker_memory(request: RenderRequest, chunks: Iterable[FrameChunk]) -> int:
+def worker_memory(request: RenderRequest, chunks: Iterable[FrameChunk]) -> int:
+    """Bytes a worker is expected to hold, its process and its pixels included. chunks: () where they are not cut yet."""
     held = max((len(chunk.frames) for chunk in chunks), default=request.job.output.chunk_frames)
     buffers = 2 * min(held * request.spec.bytes_per_frame, 256 * 2**20)
     return PROCESS_BYTES + request.worker_memory + buffers
@@ -165,6 +179,31 @@ def speed_key(request: RenderRequest, placement: Placement, machine: Machine) ->
     shape = group_shape(request.job.parallel)
     device = placement.device_name if shape.size == 1 else f"{placement.device_name} x {shape.tensor} x {shape.data}"
     return SpeedKey(machine.host, device, placement.workers, request.runtime, request.precision, request.mode)
+
+
+def _with_seconds(plan: RenderPlan, machine: Machine) -> RenderPlan:
+    """The plan with what its frames are expected to take, by an earlier probe or by the speed of an earlier run."""
+    costs = plan.request.costs
+    if costs is None or plan.placement is None or not plan.request.scene:
+        return plan
+    found = recall_probe(probe_key(plan, machine))
+    if found is not None:
+        with suppress(KeyError, TypeError):
+            return plan.probed(Probe.from_dict(found))
+    if plan.speed is None or plan.seconds is None:
+        return plan
+    share = plan.seconds * plan.placement.groups / costs.of(plan.todo) if plan.todo else 0.0
+    seconds = np.full(len(costs.samples), np.nan)
+    seconds[list(plan.todo)] = share * costs.each(plan.todo)
+    return replace(plan, request=replace(plan.request, costs=replace(costs, seconds=seconds)))
+
+
+def probe_key(plan: RenderPlan, machine: Machine) -> str:
+    """Under which a probe of a plan is remembered: the same frames on the same machine."""
+    request, placement = plan.request, plan.placement
+    where = speed_key(request, placement, machine) if placement is not None else "elsewhere"
+    what = f"{request.scene} {flight_digest(request.flight)}".encode() + request.settings.canonical()
+    return f"{where}|{hashlib.sha256(what).hexdigest()}"
 
 
 def disk_free(path: Path) -> int:
@@ -191,6 +230,9 @@ def _check_disk(plan: RenderPlan, spec: StoreSpec) -> list[str]:
     """Raises DiskFullError where the frames to come cannot fit; warns where they may not."""
     if plan.bytes_expected is not None and spec.compressor != "none":
         need, sure = plan.bytes_expected, plan.bytes_expected
+    elif plan.probe is not None and spec.compressor != "none":
+        need = int(plan.probe.bytes_per_frame * len(plan.todo))
+        sure = int(need * PROBED_AT_BEST)
     else:
         need, sure = plan.bytes_todo, int(plan.bytes_todo * (1.0 if spec.compressor == "none" else COMPRESSED_AT_BEST))
     if plan.disk_free < sure:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from landmark_batch.chunks import FrameChunk, format_frame_ranges
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.machine import Placement, group_shape
 from landmark_batch.workflows.measured import Speed
+from landmark_batch.workflows.probed import Probe
 from landmark_batch.workflows.request import RenderRequest
+
+Float64 = NDArray[np.float64]
+
+PARTS = 8  # of a flight, for each of which the time is shown
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class RenderPlan:
     --update or --overwrite replaces, difference: why in words. moved: frames that only change their place.
     bytes_todo: of what is missing, uncompressed; bytes_expected: as this store's frames compress, None before its first.
     placement: None where an existing cluster decides. worker_memory: bytes, a process included. speed: measured before, else None.
+    probe: some of these frames, measured; then request.costs holds the seconds of all.
     """
 
     request: RenderRequest
@@ -37,6 +46,7 @@ class RenderPlan:
     placement: Placement | None
     speed: Speed | None
     warnings: tuple[str, ...]
+    probe: Probe | None = None
 
     @property
     def job(self) -> RenderJob:
@@ -44,10 +54,29 @@ class RenderPlan:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of rendering what is to do, None if nothing was measured on this machine before."""
+        """Wall time of rendering what is to do, start-up left out; None if nothing was measured on this machine before."""
+        if self.probe is not None:
+            return self.probe.wall(float(self.frame_seconds().sum()), len(self.chunks))
         if self.speed is None:
             return None
         return self.speed.seconds(len(self.todo), self.request.pixels, self.request.samples, self.placement.groups if self.placement else 1)
+
+    def frame_seconds(self) -> Float64:
+        """[len(todo)] seconds of each frame to do on one worker (or group); all NaN where nothing is expected."""
+        costs = self.request.costs
+        if costs is None or costs.seconds is None:
+            return np.full(len(self.todo), np.nan)
+        return costs.seconds[list(self.todo)]
+
+    def probed(self, probe: Probe) -> RenderPlan:
+        """The plan with the times that a probe of it tells."""
+        costs = self.request.costs
+        if costs is None:
+            return self
+        todo = np.asarray(self.todo, dtype=np.int64)
+        seconds = np.full(len(costs.samples), np.nan)
+        seconds[todo] = probe.model.seconds(todo, costs.samples[todo])
+        return replace(self, request=replace(self.request, costs=replace(costs, seconds=seconds)), probe=probe)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -87,6 +116,7 @@ class RenderPlan:
             "mode": request.mode,
             "samples": request.samples,
             "seconds": self.seconds,
+            "probe": probe_dict(self),
             "fetching": self._blocks_dict(),
             "warnings": list(self.warnings),
         }
@@ -111,12 +141,15 @@ class RenderPlan:
             *([("blocks", self._describe_blocks()), ("fetching", self._describe_fetching())] if request.blocks is not None else []),
             ("runtime", f"{request.runtime} ({request.runtime_reason})" if request.runtime_reason else request.runtime),
             ("time", self._describe_time()),
+            *([("probe", text) for text in describe_probe(self)] if self.probe is not None and self.todo else []),
         ]
         lines = [job.name, *(f"  {name:9} {text}" for name, text in rows)]
         return "\n".join([*lines, *(f"  warning   {text}" for text in self.warnings)])
 
     def _describe_disk(self) -> str:
         expected = f", about {bytes_text(self.bytes_expected)} as frames here compress" if self.bytes_expected is not None else ""
+        if not expected and self.probe is not None:
+            expected = f", about {bytes_text(self.probe.bytes_per_frame * len(self.todo))} as probed frames compress"
         return f"{bytes_text(self.bytes_todo)} uncompressed{expected}; {bytes_text(self.disk_free)} free"
 
     def _describe_workers(self) -> str:
@@ -173,9 +206,62 @@ class RenderPlan:
     def _describe_time(self) -> str:
         if not self.todo:
             return "nothing to render"
+        if self.probe is not None and self.seconds is not None:
+            return f"about {duration_text(self.seconds)}, and {duration_text(self.probe.startup)} to start, as probed here"
         if self.seconds is None or self.speed is None:
             return "unknown: nothing alike has been rendered on this machine before"
         return f"about {duration_text(self.seconds)}, as measured here before{'' if self.speed.same_scene else ' on another scene'}"
+
+
+def flight_parts(plan: RenderPlan) -> list[dict[str, Any]]:
+    """The frames to do in up to eight parts: first and last frame, mean seconds and mean samples of a frame."""
+    costs, seconds = plan.request.costs, plan.frame_seconds()
+    if costs is None or not plan.todo:
+        return []
+    samples = costs.samples[list(plan.todo)]
+    parts = np.array_split(np.arange(len(plan.todo)), min(PARTS, len(plan.todo)))
+    return [
+        {
+            "first": plan.todo[part[0]],
+            "last": plan.todo[part[-1]],
+            "seconds_a_frame": float(seconds[part].mean()),
+            "samples_a_frame": float(samples[part].mean()),
+        }
+        for part in parts
+    ]
+
+
+def probe_dict(plan: RenderPlan) -> dict[str, Any] | None:
+    """What a probe tells about a plan, JSON-ready."""
+    probe = plan.probe
+    if probe is None:
+        return None
+    each = plan.frame_seconds()
+    return {
+        **probe.as_dict(),
+        "worker_seconds": float(each.sum()),
+        "render_seconds": plan.seconds,
+        "total_seconds": probe.startup + (plan.seconds or 0.0),
+        "bytes": round(probe.bytes_per_frame * len(plan.todo)),
+        "along": flight_parts(plan),
+        "seconds_by_frame": {str(frame): float(value) for frame, value in zip(plan.todo, each, strict=True)},
+    }
+
+
+def describe_probe(plan: RenderPlan) -> list[str]:
+    """Lines for people: what was measured, memory, and the time along the flight."""
+    probe = plan.probe
+    assert probe is not None
+    side = f"{probe.groups} side by side" if probe.groups > 1 else "one at a time"
+    gpu = f", {bytes_text(probe.gpu_memory)} of GPU memory at its peak" if probe.gpu_memory else ""
+    host = f"; {bytes_text(probe.host_memory)} of memory at the peak of all processes" if probe.host_memory else ""
+    lines = [f"{len(probe.frames)} places in windows of {probe.width}×{probe.height}, {side}{host}{gpu}"]
+    parts = flight_parts(plan)
+    width = max(len(f"{part['first']}-{part['last']}") for part in parts)
+    for part in parts:
+        frames = f"{part['first']}-{part['last']}"
+        lines.append(f"frames {frames:>{width}}  {part['seconds_a_frame']:8.3f} s  {part['samples_a_frame'] / 1e6:7.2f} M samples a frame")
+    return lines
 
 
 def bytes_text(count: float) -> str:

@@ -18,6 +18,7 @@ from landmark_batch.workflows.scene_blocks import SceneBlocks, scene_blocks
 
 if TYPE_CHECKING:
     from landmark_batch.fetching.choice import FetchChoice
+    from landmark_batch.workflows.costs import FrameCosts
 
 SCENE_RENDERER: Mapping[str, Any] = {"kind": "scene"}
 
@@ -30,7 +31,7 @@ class RenderRequest:
     samples: a ray. mode, runtime (and why), precision: for people and for measured speeds. scene: content digest, '' without a scene.
     worker_memory: bytes a worker is expected to need, 0 = unknown. warnings: what the user should know.
     blocks: of a scene in a block store, and what its frames see; fetching: how a worker of this machine holds it, None where each worker
-    decides for itself.
+    decides for itself. costs: what its frames take, as far as a plan has found out.
     """
 
     job: RenderJob
@@ -51,6 +52,7 @@ class RenderRequest:
     runtime_reason: str = ""
     blocks: SceneBlocks | None = None
     fetching: FetchChoice | None = None
+    costs: FrameCosts | None = None
 
     @property
     def pixels(self) -> int:

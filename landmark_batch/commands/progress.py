@@ -22,13 +22,13 @@ _WINDOW_SECONDS = 60.0
 
 
 class Rate:
-    """Frames a second over the last minute, or since the start while that is shorter."""
+    """Frames (or their cost) a second over the last minute, or since the start while that is shorter."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._done: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._done: deque[tuple[float, float]] = deque([(clock(), 0.0)])
 
-    def add(self, total: int) -> None:
+    def add(self, total: float) -> None:
         now = self._clock()
         self._done.append((now, total))
         while len(self._done) > 2 and now - self._done[1][0] > _WINDOW_SECONDS:
@@ -56,6 +56,8 @@ class ProgressSink:
         self._bar: Progress | None = None
         self._ticker: threading.Thread | None = None
         self._rate: Rate | None = None
+        self._cost_rate: Rate | None = None  # where costs are known
+        self._cost_left = self._cost_done = 0.0
         self._total = self._done = self._now = 0
         self._last: int | None = None
         self._runtime = ""
@@ -98,6 +100,8 @@ class ProgressSink:
         self._total, self._done = event.frames, event.frames - event.todo
         self._runtime = event.runtime
         self._rate = Rate(self._clock)
+        self._cost_rate = Rate(self._clock) if event.cost else None
+        self._cost_left, self._cost_done = event.cost or 0.0, 0.0
         if not event.todo:
             self._say(f"nothing to render: {count_of(event.frames, 'frame')} stand in {event.store}")
             return
@@ -123,6 +127,10 @@ class ProgressSink:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
         if self._rate is not None:
             self._rate.add(self._now)
+        if self._cost_rate is not None and event.cost is not None:
+            self._cost_done += event.cost
+            self._cost_left = max(0.0, self._cost_left - event.cost)
+            self._cost_rate.add(self._cost_done)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, text=self._text())
 
@@ -132,11 +140,16 @@ class ProgressSink:
         if rate is not None:
             parts += [
                 f"{rate:.2f} frames/s" if rate < 10 else f"{rate:.0f} frames/s",
-                f"ETA {human_time((self._total - self._done) / rate)}",
+                f"ETA {human_time(self._left(rate))}",
             ]
         if self._last is not None:
             parts.append(f"last frame {self._last}")
         return "  ".join([*parts, self._runtime])
+
+    def _left(self, rate: float) -> float:
+        """Seconds to come: by cost where it is known, since frames take longer in one place than in another. rate: frames a second."""
+        by_cost = self._cost_rate.per_second if self._cost_rate is not None else None
+        return self._cost_left / by_cost if by_cost else (self._total - self._done) / rate
 
     def _say(self, line: str) -> None:
         if self._bar is not None:

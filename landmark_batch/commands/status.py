@@ -40,6 +40,7 @@ def examine(store: FrameStore) -> dict[str, Any]:
     """Everything status shows, JSON-ready."""
     from landmark_batch.frames.owner import store_owners
     from landmark_batch.workflows.control import running_jobs
+    from landmark_batch.workflows.predicted import compare_prediction
 
     finished = store.finished()
     total = store.spec.frames
@@ -66,6 +67,7 @@ def examine(store: FrameStore) -> dict[str, Any]:
         "workers": dict(workers.most_common()),
         "frames_per_second": speed,
         "seconds_to_come": len(missing) / speed if speed else None,
+        "predicted": compare_prediction(store.path, total, finished),
         "attempts": sum(record.attempt > 0 for record in finished.values()),
         "written_by": [str(entry) for entry in store_owners(store.path)],
         "jobs": [job.describe() for job in running_jobs(store.path)],
@@ -120,6 +122,8 @@ def _say(found: Mapping[str, Any]) -> None:
         rows.append(["speed", f"{found['frames_per_second']:.2f} frames/s when last seen"])
         if found["missing"]:
             rows.append(["rest", f"about {human_time(found['seconds_to_come'])} at that speed"])
+    if found["predicted"] is not None and (text := _predicted(found["predicted"])):
+        rows.append(["predicted", text])
     if found["attempts"]:
         rows.append(["retried", f"{found['attempts']:,} frames"])
     rows.append(["written now", "; ".join(found["written_by"]) or "by nobody"])
@@ -128,6 +132,18 @@ def _say(found: Mapping[str, Any]) -> None:
     rows += [[key, recorded[key]] for key in ("runtime", "device", "precision") if key in recorded]
     click.echo(f"{found['store']}: {found['name']}")
     say_table(rows, indent="  ")
+
+
+def _predicted(found: Mapping[str, Any]) -> str:
+    """Seconds of rendering over all workers, expected and taken, of the frames that stand; and what is to come."""
+    parts = []
+    if found["frames"] and found["predicted"] > 0:
+        off = found["actual"] / found["predicted"] - 1
+        of = f" for {found['frames']:,} frames"
+        parts.append(f"{human_time(found['predicted'])} of rendering{of}, they took {human_time(found['actual'])} ({off:+.0%})")
+    if found["to_come"] > 0:
+        parts.append(f"{human_time(found['to_come'])} of rendering to come")
+    return "; ".join(parts)
 
 
 def _shorten(ranges: str) -> str:

@@ -1,0 +1,43 @@
+"""A driver's own exports: of a job nobody watches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from PIL import Image
+
+from landmark_batch.events import ChunkDone
+from landmark_batch.job import job_from_dict
+from landmark_batch.workflows.order import ExportOrder, JobOrder
+from landmark_batch.workflows.station import DaskStation
+from tests.frames.export_sources import commit, pictures, write_store
+
+
+def station_of(folder: Path, exports: ExportOrder | None) -> tuple[DaskStation, list[Any]]:
+    told: list[Any] = []
+    job = job_from_dict({"name": "city", "output": {"store": folder / "city.zarr"}})
+    client = SimpleNamespace(log_event=lambda topic, event: told.append((topic, event)))
+    order = JobOrder(
+        run="0a", request=cast(Any, SimpleNamespace(job=job)), chunk_frames=2, placement=None, log=folder / "l", exports=exports
+    )
+    return DaskStation(cast(Any, client), order), told
+
+
+def test_a_detached_job_keeps_the_newest_frame_beside_its_store(tmp_path: Path) -> None:
+    shots = pictures(4, 24, 32)
+    store = write_store(tmp_path / "city.zarr", {"rgb": shots}, frames=[0])
+    for exports, expected in ((None, False), (ExportOrder(latest=False), False), (ExportOrder(), True)):
+        station, told = station_of(tmp_path, exports)
+        station.begin(range(4), [1, 2])
+        if expected:
+            commit(store, {"rgb": shots}, [1, 2])
+        station.emit(ChunkDone("chunk", (1, 2), "worker", 0, 1.0, {}, {}))
+        station.end()
+        assert len(told) == 1
+        assert (tmp_path / "city.latest.jpg").exists() is expected
+    with Image.open(tmp_path / "city.latest.jpg") as image:
+        assert image.size == (32, 24)
+    assert not (tmp_path / "city").exists()
+    assert not (tmp_path / "city.mp4").exists()

@@ -1,0 +1,264 @@
+"""probe_plan: parts of a few frames of a job, rendered as the job would, tell what the whole of it will take.
+
+On a CPU these are strips of frames, on GPUs whole frames (a part leaves a GPU half idle). Workers, scheduler and store are real ones: what
+they cost beside the rendering is measured with it. The store of the probe stands beside the job's and is removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from landmark_batch.errors import ConfigError
+from landmark_batch.events import ChunkDone, Event, Preparing
+from landmark_batch.frames.store import FrameStore
+from landmark_batch.workflows.costs import fit_costs
+from landmark_batch.workflows.machine import Machine, group_shape
+from landmark_batch.workflows.plan import worker_memory
+from landmark_batch.workflows.probed import Probe
+from landmark_batch.workflows.render_plan import RenderPlan
+from landmark_batch.workflows.request import RenderRequest, store_spec
+
+if TYPE_CHECKING:
+    from landmark_batch.fetching.flight_blocks import FlightBlocks
+
+PLACES = 12
+IN_PLACE = 4  # windows at a place
+RAYS = 2**17  # of a window, where a frame has as many: what a chunk costs beside its rays is then little
+SMALL = 64  # rows of a frame that is not worth being cut
+LOOK_SECONDS = 0.2  # between two looks at the memory that workers hold
+_STAGES = ("render", "wait")  # of a chunk, that keep its worker from the next one; the others go on beside them
+_GOLDEN = 0.618034  # steps of this share of a row of windows come by every part of it
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows top to top + rows of a frame of the flight, in its full width."""
+
+    frame: int
+    top: int
+    rows: int
+
+
+def probe_plan(
+    plan: RenderPlan,
+    machine: Machine,
+    *,
+    places: int = PLACES,
+    scheduler: str | None = None,
+    stop: threading.Event | None = None,
+) -> Probe:
+    """Render windows at so many places of a plan's flight, evenly over the frames that are to do, and measure them.
+
+    Raises ConfigError for a job that renders no scene or has nothing left to do, and whatever `run_render` raises.
+    """
+    from landmark_batch.workflows.render import run_render
+
+    request, costs = plan.request, plan.request.costs
+    if costs is None or not plan.todo:
+        raise ConfigError(f"{plan.job.name}: nothing to render, so nothing to probe", remedy="leave --probe out")
+    groups = plan.placement.groups if plan.placement is not None else 1
+    looked_at = choose_windows(request, plan.todo, places + groups)
+    with _folder_beside(plan.job.store_path) as folder:
+        small = _probe_request(request, looked_at, folder / "probe.zarr")
+        seen: list[ChunkDone] = []
+        started = prepared = time.time()
+
+        def keep(event: Event) -> None:
+            nonlocal prepared
+            if isinstance(event, Preparing):
+                prepared = event.at  # kernels are built once: no later run waits for them
+            elif isinstance(event, ChunkDone):
+                seen.append(event)
+
+        with _watched_memory(plan.placement.gpus if plan.placement is not None else ()) as held:
+            result = run_render(
+                small.job,
+                request=small,
+                sinks=[keep],
+                scheduler=scheduler,
+                stop=stop,
+                machine=machine,
+                dashboard=False,
+                log=folder / "probe.log",
+            )
+        error = result.error()
+        if error is not None:
+            raise error
+        size = FrameStore.open(small.job.store_path).measured_bytes_per_frame() or 0.0
+    groups = max(1, result.workers // group_shape(request.job.parallel).size)
+    scale = request.pixels / small.pixels
+    measured = measure_places(seen)
+    numbers = [[window.frame for window in looked_at[place * IN_PLACE :][:IN_PLACE]] for place in measured]
+    frames, seconds = [of[0] for of in numbers], [each * scale for each in measured.values()]
+    samples = [float(costs.samples[of].mean()) for of in numbers]
+    larger = 8 * 5 * (request.pixels - small.pixels) + worker_memory(request, plan.chunks) - worker_memory(small, ())
+    return Probe(
+        model=fit_costs(frames, samples, seconds),
+        groups=groups,
+        startup=max(0.0, result.startup_seconds - (prepared - started)),
+        between=result.stages.get("idle", 0.0) / max(1, len(seen) - groups),
+        bytes_per_frame=size * scale,
+        host_memory=held.host + result.workers * max(0, larger) if scheduler is None else 0,
+        gpu_memory=held.gpu,
+        frames=tuple(frames),
+        samples=tuple(samples),
+        seconds=tuple(seconds),
+        width=small.flight.width,
+        height=small.flight.height,
+    )
+
+
+def choose_windows(request: RenderRequest, todo: Sequence[int], places: int) -> list[Window]:
+    """What to render at so many places, evenly over `todo`: IN_PLACE windows each, all of one size.
+
+    On a CPU strips that spread over a frame's height, each place's a little lower than the one before; with the rays of whole frames,
+    since neighbouring rays of a smaller frame lie further apart and find less in the caches. On a GPU, and where frames are small,
+    whole neighbouring frames.
+    """
+    from landmark_batch.model.tiles import tile_side
+
+    chosen = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(places, len(todo))).round()})
+    height = request.flight.height
+    rows = min(height // IN_PLACE, max(tile_side(request.samples, request.device)[1], RAYS // request.flight.width))
+    if request.device == "cuda" or height < SMALL:
+        return [Window(todo[min(i + k, len(todo) - 1)], 0, height) for i in chosen for k in range(IN_PLACE)]
+    room = height / IN_PLACE - rows
+    return [
+        Window(todo[i], int(k * height / IN_PLACE + room * (number * _GOLDEN % 1.0)), rows)
+        for number, i in enumerate(chosen)
+        for k in range(IN_PLACE)
+    ]
+
+
+def measure_places(seen: Sequence[ChunkDone]) -> dict[int, float]:
+    """{place: mean seconds of its windows}, ascending; without those that hold a worker's first chunk, which loads libraries and touches
+    memory, where others are left.
+    """
+    cold: dict[str, ChunkDone] = {}
+    times: dict[int, list[float]] = {}
+    for event in seen:
+        cold.setdefault(event.worker, event)
+        seconds = sum(event.stages.get(name, 0.0) for name in _STAGES) / max(1, len(event.frames))
+        for window in event.frames:
+            times.setdefault(window // IN_PLACE, []).append(seconds)
+    started = {window // IN_PLACE for event in cold.values() for window in event.frames}
+    warm = {place: values for place, values in times.items() if place not in started} or times
+    return {place: sum(values) / len(values) for place, values in sorted(warm.items())}
+
+
+def _probe_request(request: RenderRequest, windows: Sequence[Window], store: Path) -> RenderRequest:
+    """A flight of these windows for the same renderer, into a store of its own. A place is a file, and so goes out as one chunk."""
+    flight, frames = request.flight, [window.frame for window in windows]
+    lenses = flight.intrinsics[frames].copy()
+    lenses[:, 3] -= [window.top for window in windows]
+    part = replace(
+        flight,
+        c2w=flight.c2w[frames],
+        intrinsics=lenses,
+        height=windows[0].rows,
+        time=np.arange(len(frames), dtype=np.float64),
+        names=tuple(f"window {number}" for number in range(len(frames))),
+    )
+    blocks = request.blocks
+    if blocks is not None:
+        blocks = replace(blocks, seen=_seen_by(blocks.seen, frames, windows[0].rows / flight.height))
+    output = request.job.output.model_copy(update={"store": store, "chunk_frames": IN_PLACE, "frames_per_shard": IN_PLACE, "order": "time"})
+    job = request.job.model_copy(update={"name": "probe", "output": output})
+    return replace(
+        request,
+        job=job,
+        flight=part,
+        wanted=tuple(range(len(frames))),
+        spec=store_spec(job, part),
+        blocks=blocks,
+        costs=None,
+        scene="",  # the speed of so small a job is not remembered
+        warnings=(),
+    )
+
+
+def _seen_by(seen: FlightBlocks, frames: Sequence[int], share: float) -> FlightBlocks:
+    """Of windows, each of which sees no more than its frame."""
+    rows = [seen.of(frame) for frame in frames]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    samples = np.array([seen.samples[np.searchsorted(seen.frames, frame)] * share for frame in frames]).astype(np.int64)
+    return replace(
+        seen, offsets=offsets, ids=np.concatenate([*rows, np.zeros(0, np.int32)]), samples=samples, frames=np.arange(len(frames))
+    )
+
+
+@contextmanager
+def _folder_beside(store: Path) -> Iterator[Path]:
+    """A folder on the store's own disk, gone at the end."""
+    parent = next(place for place in store.parents if place.is_dir())
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{store.stem}.probe.", dir=parent))
+    except OSError as error:
+        raise ConfigError(f"{parent}: cannot be written: {error}", remedy="name another path with -o, or plan without --probe") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Held:
+    """Peaks so far, in bytes."""
+
+    host = 0
+    gpu: int | None = None
+
+
+@contextmanager
+def _watched_memory(gpus: Sequence[int]) -> Iterator[_Held]:
+    """Looks at this process, its children and its GPUs, again and again."""
+    held, over = _Held(), threading.Event()
+    look_at_gpus = _gpu_looker(gpus)
+
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            held.host = max(held.host, _tree_memory())
+            if gpus:
+                held.gpu = max(held.gpu or 0, look_at_gpus())
+
+    thread = threading.Thread(target=watch, name="memory of a probe", daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        over.set()
+        thread.join()
+
+
+def _tree_memory() -> int:
+    """Bytes that this process and its children hold."""
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error):
+            total += int(process.memory_info().rss)
+    return total
+
+
+def _gpu_looker(gpus: Sequence[int]) -> Callable[[], int]:
+    """What tells the bytes that are taken on the fullest of these GPUs, beyond what is taken now."""
+    if not gpus:
+        return lambda: 0
+    import torch
+
+    def taken(ordinal: int) -> int:
+        free, total = torch.cuda.mem_get_info(ordinal)
+        return int(total - free)
+
+    before = {ordinal: taken(ordinal) for ordinal in gpus}
+    return lambda: max(taken(ordinal) - before[ordinal] for ordinal in gpus)
