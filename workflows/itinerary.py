@@ -74,6 +74,8 @@ def _coarse_to_fine(request: RenderRequest, chunks: Sequence[FrameChunk], groups
 
 def _costs(request: RenderRequest, chunks: Sequence[FrameChunk]) -> list[float] | None:
     """In samples; None where nothing is known."""
+    if request.costs is not None:
+        return [request.costs.of(chunk.frames) for chunk in chunks]
     if request.blocks is None:
         return None
     each = request.blocks.seen.samples + RAY_COST * request.pixels
