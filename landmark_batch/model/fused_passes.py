@@ -18,7 +18,8 @@ from landmark_batch.model.output import RenderOutput, on_background
 from landmark_batch.model.sampling import flat_box
 
 SAMPLE_BYTES = 4 * 7 + 8  # ray, t, delta, the share of a pass, their sum, what is staged of it
-COLOURED_BYTES = 2 * 16 + 8 * 27  # list and colour; features where the decoder is not the usual one
+COLOURED_BYTES = 2 * 16 + 8  # list and colour, what is staged of it
+FEATURE_BYTES = 2 * 4  # a feature and its sum over passes, where the decoder is not the usual one
 
 
 class RayPasses:
@@ -77,7 +78,8 @@ class RayPasses:
 
     def _batch(self) -> int:
         """Rays whose samples fit into memory; no pixel depends on it."""
-        ray = self._samples_per_ray * SAMPLE_BYTES + self._coloured_per_ray * COLOURED_BYTES + 128
+        features = 0 if self._renderer._shade is not None else FEATURE_BYTES * self._renderer.config.app_dim
+        ray = self._samples_per_ray * SAMPLE_BYTES + self._coloured_per_ray * (COLOURED_BYTES + features) + 128
         return max(1024, min(self._renderer.settings.rays_per_batch or RAYS, int(self._renderer.batch_memory() / ray)))
 
     def _render(self, rays: Tensor, blocks: Sequence[int], source: BlockSource) -> tuple[Tensor, Tensor, Tensor, int, int]:

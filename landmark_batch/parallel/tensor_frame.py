@@ -19,7 +19,7 @@ from .share import ray_batches
 from .tensor import run_tiles
 
 PADDED = True  # exchange capacities, not counts: the host never waits inside a frame
-BATCHES = 4  # of a frame large enough: while one is exchanged, the next is computed
+BATCHES = 2  # of a frame large enough: while one is exchanged, the other is computed; more cost more in launches than they hide
 BATCH_RAYS = 2**17  # fewer do not fill a GPU
 MEMORY_SHARE = 0.25  # of the free memory, for the batches in flight
 CPU_MEMORY = 2**30
