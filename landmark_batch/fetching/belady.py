@@ -69,7 +69,8 @@ class FetchPlan:
 
 
 def belady(sets: AnySets, slots: int) -> FetchPlan:
-    """The fewest loads for frames in this order through `slots` slots of one size (see the top of this file for passes).
+    """The fewest loads for frames in this order through `slots` slots of one size (see the top of this file for passes). Through one slot
+    a frame of two blocks may cost one load more than it has to.
 
     Raises ValueError for slots < 1.
     """
