@@ -17,6 +17,8 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_starting = threading.Lock()
+
 
 class TilePool:
     """threads: tiles at once; 0 runs them one after another in the caller's thread (for a GPU, whose arithmetic has no threads)."""
@@ -85,21 +87,20 @@ class TilePool:
 
     def _start(self) -> ThreadPoolExecutor:
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(
-                self.threads, thread_name_prefix="landmark-tile", initializer=_use_one_thread, initargs=(torch.get_num_threads(),)
-            )
+            self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="landmark-tile", initializer=_use_one_thread)
         return self._executor
 
 
-def _use_one_thread(default: int) -> None:
+def _use_one_thread() -> None:
     """Make torch single-threaded in this thread alone.
 
     torch.set_num_threads also sets the default of threads that have not used torch yet, and a thread takes over that default when
     it first uses torch. So this thread uses torch before it changes the number, and the default is put back from a thread that
-    then ends.
+    then ends. One thread after another, so that none takes over what another is about to put back.
     """
-    torch.get_num_threads()
-    torch.set_num_threads(1)
-    restore = threading.Thread(target=torch.set_num_threads, args=(default,))
-    restore.start()
-    restore.join()
+    with _starting:
+        default = torch.get_num_threads()
+        torch.set_num_threads(1)
+        restore = threading.Thread(target=torch.set_num_threads, args=(default,))
+        restore.start()
+        restore.join()

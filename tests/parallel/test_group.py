@@ -127,7 +127,7 @@ def test_a_silent_rank_is_late(own_ranks: Ranks) -> None:
 
 
 def test_followers_wait_for_orders_longer_than_for_anything_else(own_ranks: Ranks) -> None:
-    with group_of(own_ranks, GroupShape(1, 2), timeout=5.0, patience=5.0) as ranks:
+    with group_of(own_ranks, GroupShape(1, 2), timeout=5.0) as ranks:
         ranks.send(1, tasks.render, 1, [CASE])
         time.sleep(7)
         ranks.send(0, tasks.render, 0, [CASE])
