@@ -13,7 +13,6 @@ from torch import Tensor
 
 CPU_SAMPLES = 2**20  # of a tile, before any is dropped: few enough for a cache, enough to outweigh the cost of a call
 CUDA_SAMPLES = 2**23  # enough to fill a GPU
-FUSED_SAMPLES = 2**25  # of the fused mixed mode, which waits a few times a tile, and holds only the samples that survive
 MIN_SIDE, MAX_SIDE = 8, 256
 
 
@@ -38,11 +37,10 @@ class Tile:
 
 
 def tile_side(samples: int, kind: str) -> tuple[int, int]:
-    """(columns, rows) of a full tile, powers of two. kind: 'cpu', 'cuda', or 'fused' for the mixed mode's kernels."""
-    budget = {"cpu": CPU_SAMPLES, "fused": FUSED_SAMPLES}.get(kind, CUDA_SAMPLES) // samples
-    most = 4 * MAX_SIDE if kind == "fused" else MAX_SIDE
+    """(columns, rows) of a full tile, powers of two. kind: 'cpu' or 'cuda'."""
+    budget = (CPU_SAMPLES if kind == "cpu" else CUDA_SAMPLES) // samples
     columns = rows = MIN_SIDE
-    while columns * rows * 2 <= budget and rows < most:
+    while columns * rows * 2 <= budget and rows < MAX_SIDE:
         if columns == rows:
             columns *= 2
         else:
