@@ -86,8 +86,21 @@ class TilePool:
         return self.threads == 0 or (self.threads == 1 and torch.get_num_threads() == 1)
 
     def _start(self) -> ThreadPoolExecutor:
+        """The executor with all of its threads running and single-threaded.
+
+        An executor starts its threads as work comes, and one that comes late would set torch's default while somebody else sets it.
+        """
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="landmark-tile", initializer=_use_one_thread)
+            executor = ThreadPoolExecutor(self.threads, thread_name_prefix="landmark-tile", initializer=_use_one_thread)
+            ready = threading.Barrier(self.threads)  # no thread takes a second of these before every one has its own
+            try:
+                for future in [executor.submit(ready.wait) for _ in range(self.threads)]:
+                    future.result()
+            except BaseException:
+                ready.abort()
+                executor.shutdown(wait=False)
+                raise
+            self._executor = executor
         return self._executor
 
 

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from landmark_batch.model import pool as pools
 from landmark_batch.model.pool import TilePool
 
 
@@ -32,6 +33,25 @@ def test_threads_are_torchs_only_ones() -> None:
     finally:
         torch.set_num_threads(before)
         pool.close()
+
+
+def test_every_thread_has_started_when_the_first_item_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that starts later would set torch's default while somebody else sets it."""
+    begun: list[str] = []
+    done: list[str] = []
+
+    def slow() -> None:
+        begun.append(threading.current_thread().name)
+        time.sleep(0.1 * len(begun))
+        single()
+        done.append(threading.current_thread().name)
+
+    single = pools._use_one_thread
+    monkeypatch.setattr(pools, "_use_one_thread", slow)
+    tiles = TilePool(3)
+    tiles.run(lambda _: None, range(1))
+    assert len(done) == 3 and sorted(done) == sorted(begun)
+    tiles.close()
 
 
 def test_no_more_is_made_than_threads_and_one_waiting() -> None:
