@@ -36,6 +36,7 @@ from landmark_batch.job_sections import (
     is_url,
     parse_memory,
 )
+from landmark_batch.object_path import StorePath, as_store_path
 
 __all__ = [
     "JOB_VERSION",
@@ -91,8 +92,15 @@ class RenderJob(Section):
         return self.path.parent if self.path is not None else Path.cwd()
 
     @property
-    def store_path(self) -> Path:
-        return self.output.store or self.base / f"{self.name}.zarr"
+    def store_path(self) -> StorePath:
+        """Raises ConfigError for a URL where no store can be."""
+        return as_store_path(self.output.store or self.base / f"{self.name}.zarr")
+
+    @property
+    def store_neighbour(self) -> Path:
+        """By what log, pictures and films are named: the store's own path, or for a store in an object store its name in `base`."""
+        store = self.store_path
+        return store if isinstance(store, Path) else self.base / store.name
 
     @property
     def video_path(self) -> Path:
@@ -108,7 +116,7 @@ class RenderJob(Section):
         return self._beside_store(".log")
 
     def _beside_store(self, suffix: str) -> Path:
-        store = self.store_path
+        store = self.store_neighbour
         return store.with_name(store.name.removesuffix(".zarr") + suffix)
 
 
@@ -194,7 +202,7 @@ def _resolve_paths(values: dict[str, Any], base: Path) -> None:
         if isinstance(table, dict) and isinstance(table.get(key), str | Path):
             if not str(table[key]).strip():
                 raise ConfigError(f"{section}.{key} is empty", remedy="name a path, or leave the key out for its default")
-            if key == "checkpoint" and is_url(str(table[key]).strip()):
+            if key in ("checkpoint", "store") and is_url(str(table[key]).strip()):
                 continue
             table[key] = (base / Path(table[key]).expanduser()).resolve()
 

@@ -213,13 +213,13 @@ class FetchingSection(Section):
 
 
 class OutputSection(Section):
-    """store: the Zarr store. rgb, depth, alpha: a dtype, false for none, true for uint8, float32, uint8.
+    """store: the Zarr store, a folder or a URL. rgb, depth, alpha: a dtype, false for none, true for uint8, float32, uint8.
 
     chunk_frames: frames a task. frames_per_shard: fixed at the store's creation. order: in which frames come; 'auto' is 'space' where
     blocks are fetched, else 'time'.
     """
 
-    store: Path | None = None
+    store: Path | str | None = None  # a str is a URL
     rgb: Dtype | Literal[False] = "uint8"
     depth: FloatDtype | Literal[False] = False
     alpha: Dtype | Literal[False] = False
@@ -228,6 +228,11 @@ class OutputSection(Section):
     frames_per_shard: int = Field(default=1, ge=1, le=10_000)
     order: FrameOrder = "auto"
     compressor: Literal["auto", "none", "lz4", "zstd"] = "auto"
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _place(cls, value: Any) -> Any:
+        return Path(value) if isinstance(value, str) and not is_url(value.strip()) else value
 
     @field_validator(*_SWITCHES, mode="before")
     @classmethod

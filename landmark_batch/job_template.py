@@ -64,7 +64,7 @@ _KEYS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("host_memory", '"32GiB"', "example; of a worker, for blocks on their way; default: half of its share of the host's"),
     ),
     "output": (
-        ("store", '"{name}.zarr"', "the Zarr store that is rendered into"),
+        ("store", '"{name}.zarr"', "the Zarr store that is rendered into; s3://bucket/name.zarr too"),
         ("rgb", '"uint8"', 'colour: "uint8", "uint16", "float16", "float32", false'),
         ("depth", "false", 'along the view axis, scene units: "float16", "float32", true (= float32)'),
         ("alpha", "false", 'coverage 0 to 1: "uint8", "uint16", "float16", "float32", true (= uint8)'),

@@ -58,7 +58,7 @@ def run_in_allocation(
     Returns the exit code of this task: 0 when the job is over (task 0 raises what `render` raises), 3 or 130 when a signal ended
     this task's ranks. Raises ConfigError where nodes are to talk without TLS, GroupError where tasks do not meet.
     """
-    meeting = Meeting(task, job.store_path)
+    meeting = Meeting(task, job.store_neighbour)
     return _first(task, job, meeting, render, tell, dashboard) if task.number == 0 else _other(task, job, meeting)
 
 

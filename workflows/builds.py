@@ -6,11 +6,11 @@ import json
 import logging
 import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from landmark_batch.errors import StoreError
 from landmark_batch.frames.durable import replace_file
 from landmark_batch.frames.layout import StoreLayout
+from landmark_batch.object_path import StorePath
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def this_build(device: str, torch_version: str, runtime: str, precision: str) ->
     return Build(device, platform.machine(), torch_version, runtime, precision)
 
 
-def read_builds(store: Path) -> list[Build]:
+def read_builds(store: StorePath) -> list[Build]:
     """Builds that have rendered into a store, in the order they came; empty if unknown."""
     try:
         return [Build(**entry) for entry in json.loads((StoreLayout(store).hidden / _FILE).read_text(encoding="utf-8"))]
@@ -43,7 +43,7 @@ def read_builds(store: Path) -> list[Build]:
         return []
 
 
-def other_build(store: Path, build: Build) -> str | None:
+def other_build(store: StorePath, build: Build) -> str | None:
     """What to tell a user whose store holds frames of another build; None if it does not."""
     last = next(iter(reversed(read_builds(store))), None)
     if last is None or last == build:
@@ -51,7 +51,7 @@ def other_build(store: Path, build: Build) -> str | None:
     return f"frames in the store were rendered on {last}; this job renders on {build}: the last bits of its frames may differ from theirs"
 
 
-def note_build(store: Path, build: Build) -> None:
+def note_build(store: StorePath, build: Build) -> None:
     """Record that `build` renders into the store from now on. A note that cannot be written stops nothing."""
     known = read_builds(store)
     if known and known[-1] == build:

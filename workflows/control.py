@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from landmark_batch.chunks import format_frame_ranges
@@ -15,6 +14,7 @@ from landmark_batch.errors import ConfigError, RenderIncompleteError, StoreError
 from landmark_batch.events import Event, EventSink, JobDone, JobStarted
 from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.store import FrameStore
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.order import ABORT_FILE, PAUSE_FILE, STOP_FILE
 from landmark_batch.workflows.snapshot import JobSnapshot, live_snapshots
 
@@ -30,7 +30,7 @@ class RunningJob:
 
     name: str
     run: str
-    folder: Path
+    folder: StorePath
     scheduler: str | None
     host: str
     paused: bool
@@ -42,14 +42,14 @@ class RunningJob:
         return f"{self.name} (run {self.run}, driven on {self.host}{where}), {state}"
 
 
-def running_jobs(store: Path) -> list[RunningJob]:
+def running_jobs(store: StorePath) -> list[RunningJob]:
     """The jobs that write `store` now, the newest last. Raises StoreError where there is no store."""
     if not is_store(store):
         raise StoreError(f"{store}: no such store", remedy="name the store that the job writes (FILE.zarr)")
     return [_job(folder, snapshot) for folder, snapshot in live_snapshots(store)]
 
 
-def _job(folder: Path, snapshot: JobSnapshot) -> RunningJob:
+def _job(folder: StorePath, snapshot: JobSnapshot) -> RunningJob:
     return RunningJob(
         name=str(snapshot.job.get("name", "")),
         run=snapshot.run,
@@ -61,7 +61,7 @@ def _job(folder: Path, snapshot: JobSnapshot) -> RunningJob:
     )
 
 
-def require_jobs(store: Path) -> list[RunningJob]:
+def require_jobs(store: StorePath) -> list[RunningJob]:
     """As `running_jobs`; raises ConfigError where none runs."""
     jobs = running_jobs(store)
     if not jobs:
@@ -69,12 +69,12 @@ def require_jobs(store: Path) -> list[RunningJob]:
     return jobs
 
 
-def pause(store: Path) -> list[RunningJob]:
+def pause(store: StorePath) -> list[RunningJob]:
     """Chunks in hand are finished, then the workers free their memory and wait. Raises ConfigError where no job runs."""
     return _leave_word(store, PAUSE_FILE)
 
 
-def cancel(store: Path) -> list[RunningJob]:
+def cancel(store: StorePath) -> list[RunningJob]:
     """Chunks in hand are finished, then the job ends; `render` goes on with it whenever asked. Raises as `pause`."""
     jobs = _leave_word(store, STOP_FILE)
     for job in jobs:
@@ -82,7 +82,7 @@ def cancel(store: Path) -> list[RunningJob]:
     return jobs
 
 
-def go_on(store: Path) -> list[RunningJob]:
+def go_on(store: StorePath) -> list[RunningJob]:
     """A paused job goes on. Raises ConfigError where none is paused."""
     jobs = [job for job in require_jobs(store) if job.paused]
     if not jobs:
@@ -92,7 +92,7 @@ def go_on(store: Path) -> list[RunningJob]:
     return jobs
 
 
-def _leave_word(store: Path, word: str) -> list[RunningJob]:
+def _leave_word(store: StorePath, word: str) -> list[RunningJob]:
     jobs = require_jobs(store)
     for job in jobs:
         try:
@@ -104,7 +104,7 @@ def _leave_word(store: Path, word: str) -> list[RunningJob]:
     return jobs
 
 
-def attach(store: Path, sinks: Sequence[EventSink], *, security: Security | None = None) -> None:
+def attach(store: StorePath, sinks: Sequence[EventSink], *, security: Security | None = None) -> None:
     """Watch the job that writes `store` until it ends: its events, those that were included, go to `sinks`.
 
     Raises ConfigError where no job runs or its scheduler does not answer; RenderIncompleteError where it ends with frames missing.
@@ -147,7 +147,7 @@ def _told(past: Sequence[Event]) -> Sequence[Event]:
     return past[starts[-1] :] if starts else past
 
 
-def _say_missing(store: Path, job: RunningJob, end: JobDone | None) -> None:
+def _say_missing(store: StorePath, job: RunningJob, end: JobDone | None) -> None:
     """end: the job's last word, which knows what it wanted; without one, all frames of the store are looked for."""
     found = FrameStore.open(store)
     missing = list(end.missing) if end is not None else sorted(set(range(found.spec.frames)) - set(found.finished()))

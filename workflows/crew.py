@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from distributed import Client
 
 from landmark_batch.errors import GroupError
+from landmark_batch.object_path import StorePath
 from landmark_batch.parallel.shape import Candidate, GroupShape, form_groups
 from landmark_batch.workflows.causes import Cause, Causes, error_of
 from landmark_batch.workflows.crew_group import CrewGroup
@@ -51,7 +51,7 @@ class Crew:
         self,
         client: Client,
         run: str,
-        folder: Path,
+        folder: StorePath,
         shape: GroupShape,
         *,
         expected: int = 0,

@@ -6,22 +6,22 @@ It owns the store while it works, reads the ledger when it starts, and so may it
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import ConfigError, LandmarkError, StoreBusyError, StoreError
 from landmark_batch.events import ChunkDone, ChunkFailed, Event, JobDone, JobStarted
 from landmark_batch.frames.definition import is_store
+from landmark_batch.frames.durable import remove_tree
 from landmark_batch.frames.leftovers import remove_leftovers
 from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.resume import compare
 from landmark_batch.frames.store import FrameStore
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.builds import note_build
 from landmark_batch.workflows.costs import cut_chunks
 from landmark_batch.workflows.driver import Driver
@@ -56,11 +56,11 @@ class Station(Protocol):
         """The store is the job's; these frames it wants, those are still to be rendered."""
         ...
 
-    def open_run(self, folder: Path, snapshot: JobSnapshot) -> int:
+    def open_run(self, folder: StorePath, snapshot: JobSnapshot) -> int:
         """Have the workers open a run. Returns their number."""
         ...
 
-    def pool(self, graph: RenderGraph, folder: Path, claim: Claim) -> WorkerPool: ...
+    def pool(self, graph: RenderGraph, folder: StorePath, claim: Claim) -> WorkerPool: ...
 
     def close(self) -> None:
         """The workers forget the run."""
@@ -141,7 +141,7 @@ class _Drive:
             log=str(self.order.log),
         )
 
-    def _drive(self, store: FrameStore, owner: StoreOwner, folder: Path, snapshot: JobSnapshot, todo: tuple[int, ...]) -> None:
+    def _drive(self, store: FrameStore, owner: StoreOwner, folder: StorePath, snapshot: JobSnapshot, todo: tuple[int, ...]) -> None:
         self._workers = self.station.open_run(folder, snapshot)
         self._tell_start(store, todo)
         missing: Sequence[int] = todo
@@ -175,7 +175,7 @@ class _Drive:
             return None
         return [costs.of(chunk.frames) for chunk in chunks]
 
-    def _left_to_others(self, store: FrameStore, owner: StoreOwner, folder: Path, frames: Sequence[int]) -> list[int]:
+    def _left_to_others(self, store: FrameStore, owner: StoreOwner, folder: StorePath, frames: Sequence[int]) -> list[int]:
         """Wait for frames that another process has claimed; returns those that became free because it ended without them."""
         while not (self.record.fatal or is_set(folder, STOP_FILE, ABORT_FILE)):
             finished = store.finished()
@@ -284,7 +284,7 @@ def forget_new_store(order: JobOrder, error: LandmarkError, *, shared: bool) -> 
     path = order.store
     if not order.created or shared or (is_store(path) and FrameStore.open(path).finished()):
         return
-    shutil.rmtree(path, ignore_errors=True)
+    remove_tree(path)
     if error.exit_code == ConfigError.exit_code and not order.logged:
         order.log.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from landmark_batch.frames.picture import opaque, to_float
 from landmark_batch.frames.quality import SSIM_NOTE, Lpips, lpips_is_installed, psnr, ssim
 from landmark_batch.frames.source import FrameSource, check_frames, output_of
 from landmark_batch.frames.store_source import open_source
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.photographs import PhotographIndex, load_photograph, same_size
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Evaluation:
 
 
 def evaluate(
-    store: Path,
+    store: StorePath,
     dataset: Path,
     *,
     frames: str | Iterable[int] | None = None,

@@ -22,25 +22,34 @@ from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob
+from landmark_batch.object_path import StorePath, as_store_path
 
 Progress = Callable[[int, int], None]
 Frames = str | Iterable[int] | None
 _SUFFIXES = {"ffv1": ".mkv", "prores_ks": ".mov", "dnxhd": ".mov", "dnxhr": ".mov", "libvpx-vp9": ".webm"}
 
 
-def default_images_folder(store: Path, output: str) -> Path:
+def default_images_folder(store: StorePath, output: str) -> Path:
     """city.zarr, rgb -> city/rgb"""
+    store = _here(store)
     base = store.with_suffix("") if store.suffix == ".zarr" else store.with_name(store.name + ".images")
     return base / output
 
 
-def default_video_file(store: Path, codec: str = "libx264") -> Path:
+def default_video_file(store: StorePath, codec: str = "libx264") -> Path:
     """city.zarr -> city.mp4, or .mkv for ffv1, .mov for prores_ks and dnxhr, .webm for libvpx-vp9"""
+    store = _here(store)
     return store.with_name(store.name.removesuffix(".zarr") + _SUFFIXES.get(codec, ".mp4"))
 
 
+def _here(store: StorePath | str) -> Path:
+    """The store's path, or for one in an object store its name in the working directory: files are written beside it."""
+    place = as_store_path(store)
+    return place if isinstance(place, Path) else Path(place.name)
+
+
 def export_images(
-    store: Path,
+    store: StorePath,
     folder: Path | None = None,
     settings: ImageSettings | None = None,
     *,
@@ -57,12 +66,12 @@ def export_images(
     """
     settings = settings or ImageSettings()
     source = open_source(store)
-    exporter = ImageExporter(source, folder or default_images_folder(Path(store), settings.output), settings, workers=workers)
+    exporter = ImageExporter(source, folder or default_images_folder(store, settings.output), settings, workers=workers)
     return exporter.export(_frames(frames, source), allow_missing=allow_missing, force=force, progress=progress)
 
 
 def export_video(
-    store: Path,
+    store: StorePath,
     file: Path | None = None,
     settings: VideoSettings | None = None,
     *,
@@ -79,7 +88,7 @@ def export_video(
     """
     settings = settings or VideoSettings()
     source = open_source(store)
-    path = file or default_video_file(Path(store), settings.codec)
+    path = file or default_video_file(store, settings.codec)
     return encode_video(source, path, settings, fps=fps, job_fps=job_fps, frames=_frames(frames, source), progress=progress)
 
 

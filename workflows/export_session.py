@@ -139,7 +139,7 @@ class ExportSession:
             for output in (source.outputs if images else ())
         ]
         film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
-        picture = LatestPicture(source, latest_file(job.store_path)) if latest else None
+        picture = LatestPicture(source, latest_file(job.store_neighbour)) if latest else None
         return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=picture)
 
     def __call__(self, event: Event) -> None:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landmark_batch.errors import GroupError, LandmarkError
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.opened import open_snapshot, open_timeline
 from landmark_batch.workflows.session import RenderSession, describe
 
@@ -70,7 +70,7 @@ class GroupMember:
     def __init__(
         self,
         order: JoinOrder,
-        folder: Path,
+        folder: StorePath,
         label: str,
         kernels: KernelSource,
         *,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from landmark_batch.errors import CheckpointError, LandmarkError
 from landmark_batch.frames.fingerprint import FrameSettings
 from landmark_batch.frames.store import FrameStore
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.snapshot import JobSnapshot, read_snapshot
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def prove_scene(snapshot: JobSnapshot) -> None:
         )
 
 
-def open_snapshot(folder: Path) -> OpenedRun:
+def open_snapshot(folder: StorePath) -> OpenedRun:
     """A run's snapshot and store, and the proof that this host sees what the others see.
 
     Raises StoreError or CheckpointError naming host and path where it does not.
@@ -76,4 +77,4 @@ def open_snapshot(folder: Path) -> OpenedRun:
     if "seen_by" in arrays:
         contents = {key.tobytes(): value.tobytes() for key, value in zip(arrays["seen_by"], arrays["seen_content"], strict=True)}
     settings = FrameSettings(snapshot.settings, contents)
-    return OpenedRun(snapshot, FrameStore.open(Path(snapshot.store)), settings, arrays["c2w"], arrays["intrinsics"])
+    return OpenedRun(snapshot, FrameStore.open(snapshot.store), settings, arrays["c2w"], arrays["intrinsics"])

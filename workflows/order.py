@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.builds import Build
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.request import RenderRequest
@@ -60,10 +61,10 @@ class JobOrder:
     started: float = field(default_factory=time.time)
 
     @property
-    def store(self) -> Path:
+    def store(self) -> StorePath:
         return self.request.job.store_path
 
 
-def is_set(folder: Path, *names: str) -> bool:
+def is_set(folder: StorePath, *names: str) -> bool:
     """Whether one of a run's steering files is there."""
-    return any((folder / name).exists() for name in names)
+    return any((folder / name).is_file() for name in names)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from landmark_batch.events import ChunkStarted
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.order import ABORT_FILE, PAUSE_FILE, STOP_FILE, is_set
 
 LOOK_SECONDS = 0.2  # between two looks at the steering files
@@ -108,7 +108,7 @@ class WorkerPool(Protocol):
 class Steering:
     """What people ask of a run, by files in its folder; see `order`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: StorePath) -> None:
         self._folder = folder
         self._looked_at = float("-inf")
         self._set: frozenset[str] = frozenset()

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from landmark_batch.frames.resume import ResumePlan, compare
 from landmark_batch.frames.spec import StoreSpec
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
+from landmark_batch.object_path import ObjectPath, StorePath
 from landmark_batch.workflows.builds import Build, other_build, this_build
 from landmark_batch.workflows.costs import FrameCosts, cut_chunks, frame_costs
 from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, group_shape, place_workers
@@ -89,7 +89,7 @@ def plan_request(
     return replace(plan, warnings=(*plan.warnings, *_check_build(plan, machine), *_check_disk(plan, spec)))
 
 
-def refuse_differing(path: Path, resume: ResumePlan) -> FramesDifferError:
+def refuse_differing(path: StorePath, resume: ResumePlan) -> FramesDifferError:
     """'1180 of 1200 finished frames differ: sampling.samples 256 → 128; --update replaces them, -o NEW.zarr keeps them'."""
     return FramesDifferError(f"{path}: {resume.describe()}; --update replaces them, -o NEW.zarr keeps them")
 
@@ -130,12 +130,14 @@ def chunk_size(todo: int, asked: int, unit: int, workers: int) -> int:
     return size
 
 
-def _look(path: Path, request: RenderRequest) -> tuple[ResumePlan | None, FrameStore | None]:
+def _look(path: StorePath, request: RenderRequest) -> tuple[ResumePlan | None, FrameStore | None]:
     """The store at `path` against the request. Raises StoreError for what cannot become the job's store."""
     if is_store(path):
         store = FrameStore.open(path)
         store.require(request.spec)
         return compare(store, request.flight, request.settings), store
+    if isinstance(path, ObjectPath):
+        return None, None  # what else may be there is looked at when the store is made
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "a foreign directory, not a frame store of landmark-batch" if path.is_dir() else "a file, not a frame store"
         raise StoreError(f"{path} is {what}; it was not touched", remedy="name another path with -o NEW.zarr")
@@ -206,8 +208,10 @@ def probe_key(plan: RenderPlan, machine: Machine) -> str:
     return f"{where}|{hashlib.sha256(what).hexdigest()}"
 
 
-def disk_free(path: Path) -> int:
-    """Bytes free where `path` is or will be."""
+def disk_free(path: StorePath) -> int | None:
+    """Bytes free where `path` is or will be; None in an object store, which has no end that is known."""
+    if isinstance(path, ObjectPath):
+        return None
     for place in (path, *path.parents):
         if place.exists():
             return shutil.disk_usage(place).free
@@ -228,6 +232,8 @@ def _check_build(plan: RenderPlan, machine: Machine) -> list[str]:
 
 def _check_disk(plan: RenderPlan, spec: StoreSpec) -> list[str]:
     """Raises DiskFullError where the frames to come cannot fit; warns where they may not."""
+    if plan.disk_free is None:
+        return []
     if plan.bytes_expected is not None and spec.compressor != "none":
         need, sure = plan.bytes_expected, plan.bytes_expected
     elif plan.probe is not None and spec.compressor != "none":

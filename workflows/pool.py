@@ -6,13 +6,13 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
 from landmark_batch.events import ChunkStarted
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.crew import Crew
 from landmark_batch.workflows.graph import RenderGraph
 from landmark_batch.workflows.nanny import EXITS_TOPIC
@@ -34,7 +34,7 @@ class DaskPool:
     """
 
     def __init__(
-        self, client: Client, crew: Crew, graph: RenderGraph, folder: Path, *, claim: Claim | None = None, priority: int = 0
+        self, client: Client, crew: Crew, graph: RenderGraph, folder: StorePath, *, claim: Claim | None = None, priority: int = 0
     ) -> None:
         self._client = client
         self._crew = crew

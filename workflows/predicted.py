@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.frames.layout import StoreLayout
+from landmark_batch.object_path import StorePath, whole_file
 
 if TYPE_CHECKING:
     from landmark_batch.frames.records import FrameRecord
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 _FILE = "predicted.npy"  # [frames] float32 seconds of one worker, NaN where nothing was predicted
 
 
-def keep_prediction(store: Path, count: int, frames: Sequence[int], seconds: NDArray[np.float64]) -> None:
+def keep_prediction(store: StorePath, count: int, frames: Sequence[int], seconds: NDArray[np.float64]) -> None:
     """Write down what frames are expected to take; what was kept of others stays. For the store's owner.
 
     count: frames of the store. seconds: [count]. A disk that refuses it is no error.
@@ -36,10 +35,11 @@ def keep_prediction(store: Path, count: int, frames: Sequence[int], seconds: NDA
         logger.info("%s: the predicted time is not kept: %s", store, error)
 
 
-def read_prediction(store: Path, count: int) -> NDArray[np.float32] | None:
+def read_prediction(store: StorePath, count: int) -> NDArray[np.float32] | None:
     """[count] seconds of one worker, NaN where nothing was predicted; None where the store holds none."""
     try:
-        found = np.load(StoreLayout(store).hidden / _FILE, allow_pickle=False)
+        with (StoreLayout(store).hidden / _FILE).open("rb") as stream:
+            found = np.load(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     if found.dtype != np.float32 or found.ndim != 1:
@@ -49,7 +49,7 @@ def read_prediction(store: Path, count: int) -> NDArray[np.float32] | None:
     return values
 
 
-def compare_prediction(store: Path, count: int, finished: Mapping[int, FrameRecord]) -> dict[str, Any] | None:
+def compare_prediction(store: StorePath, count: int, finished: Mapping[int, FrameRecord]) -> dict[str, Any] | None:
     """Predicted against actual of the finished frames for which there was a prediction, JSON-ready; None where there was none.
 
     frames: how many these are. predicted, actual: seconds of rendering, over all workers. to_come: predicted, of frames that are missing.
@@ -69,12 +69,7 @@ def compare_prediction(store: Path, count: int, finished: Mapping[int, FrameReco
     }
 
 
-def write_array(file: Path, values: NDArray[Any]) -> None:
+def write_array(file: StorePath, values: NDArray[Any]) -> None:
     """A .npy, whole or not at all. Raises OSError."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, values, allow_pickle=False)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(file) as stream:
+        np.save(stream, values, allow_pickle=False)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from landmark_batch.cameras.flight import Flight
@@ -17,9 +15,11 @@ from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import StoreError
 from landmark_batch.events import EventSink
 from landmark_batch.frames.definition import is_store
+from landmark_batch.frames.durable import remove_tree
 from landmark_batch.frames.export_video import VideoReport
 from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.job import RenderJob
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine, place_workers
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.request import RenderRequest, scene_request
@@ -62,7 +62,7 @@ class PreviewResult:
     choice: PreviewChoice
     render: RenderResult
     film: VideoReport | None
-    store: Path
+    store: StorePath
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def preview_job(request: RenderRequest, choice: PreviewChoice) -> RenderJob:
             ),
         }
     )
-    store = job.store_path
+    store = job.store_neighbour
     stem = store.name.removesuffix(".zarr")
     output = job.output.model_copy(
         update={
@@ -197,11 +197,11 @@ def preview_job(request: RenderRequest, choice: PreviewChoice) -> RenderJob:
     return job.model_copy(update={"name": f"{job.name} preview", "cameras": cameras, "output": output, "video": video})
 
 
-def _remove_earlier(path: Path) -> None:
+def _remove_earlier(path: StorePath) -> None:
     """An earlier preview goes, unless a job is writing it; anything else at that path stays, and the render refuses it."""
     if is_store(path):
         with StoreOwner.acquire(path):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
     if is_store(path):
         raise StoreError(f"{path}: cannot remove the earlier preview", remedy="remove it by hand")
 

@@ -69,7 +69,7 @@ def probe_plan(
         raise ConfigError(f"{plan.job.name}: nothing to render, so nothing to probe", remedy="leave --probe out")
     groups = plan.placement.groups if plan.placement is not None else 1
     looked_at = choose_windows(request, plan.todo, places + groups)
-    with _folder_beside(plan.job.store_path) as folder:
+    with _folder_beside(plan.job.store_neighbour) as folder:
         small = _probe_request(request, looked_at, folder / "probe.zarr")
         seen: list[ChunkDone] = []
         started = prepared = time.time()
@@ -200,7 +200,7 @@ def _seen_by(seen: FlightBlocks, frames: Sequence[int], share: float) -> FlightB
 
 @contextmanager
 def _folder_beside(store: Path) -> Iterator[Path]:
-    """A folder on the store's own disk, gone at the end."""
+    """A folder on the store's own disk (on this machine, where it is to be in an object store), gone at the end."""
     parent = next(place for place in store.parents if place.is_dir())
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{store.stem}.probe.", dir=parent))

@@ -23,6 +23,7 @@ from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.resume import compare
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob, load_job
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.compiled import prepare_kernels
 from landmark_batch.workflows.drive import drive, forget_new_store, outcome
 from landmark_batch.workflows.joblog import job_log, quiet_dask
@@ -322,10 +323,10 @@ class _NoStation:
     def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:
         pass
 
-    def open_run(self, folder: Path, snapshot: Any) -> int:
+    def open_run(self, folder: StorePath, snapshot: Any) -> int:
         return 0
 
-    def pool(self, graph: Any, folder: Path, claim: Any) -> Any:
+    def pool(self, graph: Any, folder: StorePath, claim: Any) -> Any:
         raise ValueError("a job with nothing to render needs no pool")
 
     def close(self) -> None:

@@ -41,7 +41,7 @@ class RenderPlan:
     chunks: tuple[FrameChunk, ...]
     bytes_todo: int
     bytes_expected: int | None
-    disk_free: int
+    disk_free: int | None
     worker_memory: int
     placement: Placement | None
     speed: Speed | None
@@ -150,7 +150,8 @@ class RenderPlan:
         expected = f", about {bytes_text(self.bytes_expected)} as frames here compress" if self.bytes_expected is not None else ""
         if not expected and self.probe is not None:
             expected = f", about {bytes_text(self.probe.bytes_per_frame * len(self.todo))} as probed frames compress"
-        return f"{bytes_text(self.bytes_todo)} uncompressed{expected}; {bytes_text(self.disk_free)} free"
+        free = "" if self.disk_free is None else f"; {bytes_text(self.disk_free)} free"
+        return f"{bytes_text(self.bytes_todo)} uncompressed{expected}{free}"
 
     def _describe_workers(self) -> str:
         if self.placement is None:

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.job import RenderJob
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.snapshot import ROUTE_FILE, SEEN_FILE
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def open_fetcher(
     return Fetcher(store, settings, torch.device(device), choice, route, shard=shard)
 
 
-def route_of(folder: Path) -> Route:
+def route_of(folder: StorePath) -> Route:
     """The route that a run's folder holds. Raises ConfigError where it is damaged."""
     from landmark_batch.fetching.flight_blocks import FlightBlocks
     from landmark_batch.fetching.route import Route

@@ -8,6 +8,7 @@ from typing import Any
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import LandmarkError, RenderIncompleteError, RenderInterrupted
+from landmark_batch.object_path import StorePath
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class RenderResult:
     render_seconds: float
     workers: int
     device: str
-    store: Path
+    store: StorePath
     log: Path | None
     dashboard: str | None
     stages: dict[str, float] = field(default_factory=dict)

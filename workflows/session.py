@@ -14,13 +14,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import CameraError, ConfigError, LandmarkError
 from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.writer import FrameWriter
+from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
 from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline, rendered_frames
@@ -64,7 +64,7 @@ class RenderSession:
 
     def __init__(
         self,
-        folder: Path,
+        folder: StorePath,
         opened: OpenedRun,
         renderer: FrameRenderer,
         *,
@@ -100,7 +100,7 @@ class RenderSession:
         self._pipeline = FramePipeline(opened.store.spec, overlap=overlap, pinned=device == "cuda" and not group)
 
     @classmethod
-    def open(cls, folder: Path, worker: str, kernels: KernelSource | None = None) -> Self:
+    def open(cls, folder: StorePath, worker: str, kernels: KernelSource | None = None) -> Self:
         """Read a run's snapshot, open its store, load its scene. Raises LandmarkError kinds as these do."""
         started = time.perf_counter()
         opened = open_snapshot(folder)

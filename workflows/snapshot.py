@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -17,9 +16,11 @@ from numpy.typing import NDArray
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import StoreError
+from landmark_batch.frames.durable import remove_tree
 from landmark_batch.frames.layout import StoreLayout
 from landmark_batch.frames.process import ProcessIdentity, this_process
 from landmark_batch.job import RenderJob, job_from_dict
+from landmark_batch.object_path import StorePath, as_store_path
 
 if TYPE_CHECKING:
     from landmark_batch.fetching.flight_blocks import FlightBlocks
@@ -60,11 +61,11 @@ class JobSnapshot:
         return job_from_dict(self.job, source="job snapshot")
 
 
-def _folder(store: Path) -> Path:
+def _folder(store: StorePath) -> StorePath:
     return StoreLayout(store).hidden / _FOLDER
 
 
-def run_folder(store: Path, run: str) -> Path:
+def run_folder(store: StorePath, run: str) -> StorePath:
     """Where the snapshot and the steering files of a run lie, inside its store."""
     return _folder(store) / run
 
@@ -76,12 +77,12 @@ def new_run_id() -> str:
 
 def write_snapshot(
     snapshot: JobSnapshot, flight: Flight, *, seen: FlightBlocks | None = None, contents: Mapping[bytes, bytes] | None = None
-) -> Path:
+) -> StorePath:
     """Write a run's folder inside its store. Returns the folder. seen, contents: blocks of the flight's frames and what their
     fingerprints say of them (FrameSettings.contents), of a scene in blocks.
 
     Raises StoreError where it cannot be written."""
-    folder = _folder(Path(snapshot.store)) / snapshot.run
+    folder = _folder(as_store_path(snapshot.store)) / snapshot.run
     try:
         folder.mkdir(parents=True)
         with (folder / _FLIGHT).open("wb") as file:
@@ -104,7 +105,7 @@ def _rows(data: bytes, count: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(count, -1)
 
 
-def read_snapshot(folder: Path) -> tuple[JobSnapshot, Mapping[str, Any]]:
+def read_snapshot(folder: StorePath) -> tuple[JobSnapshot, Mapping[str, Any]]:
     """What `write_snapshot` wrote: the snapshot and its arrays c2w [F, 3, 4], intrinsics [F, 4], size (width, height), and for a
     scene in blocks seen_by, seen_content [N, bytes] uint8: the keys and values of contents.
 
@@ -112,7 +113,7 @@ def read_snapshot(folder: Path) -> tuple[JobSnapshot, Mapping[str, Any]]:
     """
     try:
         snapshot = JobSnapshot(**json.loads((folder / _JSON).read_text(encoding="utf-8")))
-        with np.load(folder / _FLIGHT) as arrays:
+        with (folder / _FLIGHT).open("rb") as file, np.load(file) as arrays:
             return snapshot, {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
         raise StoreError(
@@ -121,16 +122,17 @@ def read_snapshot(folder: Path) -> tuple[JobSnapshot, Mapping[str, Any]]:
         ) from None
 
 
-def remove_snapshot(folder: Path) -> None:
+def remove_snapshot(folder: StorePath) -> None:
     """Remove a run's folder, and the folder of all runs if it was the last one."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     try:
-        folder.parent.rmdir()
+        if isinstance(folder, Path):
+            folder.parent.rmdir()
     except OSError:
         pass  # another run stands in it
 
 
-def live_snapshots(store: Path) -> list[tuple[Path, JobSnapshot]]:
+def live_snapshots(store: StorePath) -> list[tuple[StorePath, JobSnapshot]]:
     """(folder, snapshot) of the runs that write `store` now, the newest last."""
     found = []
     for folder in _folder(store).glob("*"):
@@ -143,7 +145,7 @@ def live_snapshots(store: Path) -> list[tuple[Path, JobSnapshot]]:
     return sorted(found, key=lambda item: item[1].at)
 
 
-def remove_dead_snapshots(store: Path) -> None:
+def remove_dead_snapshots(store: StorePath) -> None:
     """Remove the folders of runs whose process is certainly dead."""
     for folder in _folder(store).glob("*"):
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distributed import Client, get_worker, secede
@@ -15,6 +14,7 @@ from landmark_batch.events import Event, event_record
 from landmark_batch.frames.fence import read_fence
 from landmark_batch.frames.layout import StoreLayout
 from landmark_batch.frames.store import FrameStore
+from landmark_batch.object_path import StorePath
 from landmark_batch.parallel.shape import GroupShape
 from landmark_batch.workflows.crew import Crew
 from landmark_batch.workflows.drive import Claim, drive
@@ -98,8 +98,8 @@ class DaskStation:
         finally:
             self._exports.abort()
 
-    def open_run(self, folder: Path, snapshot: JobSnapshot) -> int:
-        parallel, store = self._order.request.job.parallel, FrameStore.open(Path(snapshot.store))
+    def open_run(self, folder: StorePath, snapshot: JobSnapshot) -> int:
+        parallel, store = self._order.request.job.parallel, FrameStore.open(snapshot.store)
         placement = self._order.placement
         self._crew = Crew(
             self._client,
@@ -127,7 +127,7 @@ class DaskStation:
         if self._pool is not None:
             self._pool.refuse(error)
 
-    def pool(self, graph: RenderGraph, folder: Path, claim: Claim) -> DaskPool:
+    def pool(self, graph: RenderGraph, folder: StorePath, claim: Claim) -> DaskPool:
         assert self._crew is not None
         self._pool = DaskPool(self._client, self._crew, graph, folder, claim=claim, priority=self._order.request.job.parallel.priority)
         return self._pool

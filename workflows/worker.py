@@ -28,6 +28,7 @@ from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from landmark_batch.errors import GroupError
+from landmark_batch.object_path import StorePath, as_store_path
 from landmark_batch.workflows.member import (
     AFTER_GROUP_EXIT,
     CRASH_EXIT,
@@ -120,7 +121,7 @@ class RenderWorker(WorkerPlugin):  # type: ignore[misc]
     def setup(self, worker: Worker) -> None:
         if DRIVER_RESOURCE in worker.state.total_resources:
             return  # it drives jobs and renders none
-        service = Service(worker, self.run, Path(self.folder), self.ranks)
+        service = Service(worker, self.run, as_store_path(self.folder), self.ranks)
         SERVICES[self.run] = service
         worker.metrics[f"landmark_{self.run}"] = service.metric
         for name in METRICS:
@@ -141,7 +142,7 @@ class RenderWorker(WorkerPlugin):  # type: ignore[misc]
 class Service:
     """A run on this worker: its session or its place in a group, and what the dashboard sees of it."""
 
-    def __init__(self, worker: Worker, run: str, folder: Path, ranks: int) -> None:
+    def __init__(self, worker: Worker, run: str, folder: StorePath, ranks: int) -> None:
         self.worker = worker
         self.run = run
         self.folder = folder

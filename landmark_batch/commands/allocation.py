@@ -62,7 +62,7 @@ def ask_slurm(path: Path, request: JobRequest, *, dashboard: bool = True) -> tup
     def start(stopped: Callable[[], bool]) -> RenderCluster:
         from landmark_batch.workflows.slurm_cluster import slurm_cluster
 
-        folder = job.store_path.parent
+        folder = job.store_neighbour.parent
         folder.mkdir(parents=True, exist_ok=True)
         return slurm_cluster(
             path,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from landmark_batch.errors import ConfigError
+from landmark_batch.object_path import ObjectPath, StorePath
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
@@ -68,12 +69,14 @@ def shown_path(path: Path) -> str:
         return str(path)
 
 
-def say_written(items: Iterable[Path | tuple[Path, str]]) -> None:
-    """The last lines of a command: each path with its size, and a remark where one is given."""
+def say_written(items: Iterable[StorePath | tuple[StorePath, str]]) -> None:
+    """The last lines of a command: each path with its size (objects are not counted), and a remark where one is given."""
     rows = []
     for item in items:
         path, remark = item if isinstance(item, tuple) else (item, "")
-        if path.exists():
+        if isinstance(path, ObjectPath):
+            rows.append([str(path), "", remark])
+        elif path.exists():
             rows.append([shown_path(path) + ("/" if path.is_dir() else ""), human_bytes(size_on_disk(path)), remark])
     if rows:
         click.echo("wrote")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from landmark_batch.commands.tls_options import read_tls, tls_options
 from landmark_batch.errors import RenderInterrupted
+from landmark_batch.object_path import StorePath, as_store_path
 
 if TYPE_CHECKING:
     from landmark_batch.workflows.control import RunningJob
 
-_store = click.argument("store", type=click.Path(path_type=Path))
+_store = click.argument("store", type=as_store_path)
 
 
 @click.command("pause")
 @_store
-def pause(store: Path) -> None:
+def pause(store: StorePath) -> None:
     """Pause the job that writes STORE: chunks in hand are finished, then its workers free their memory and wait."""
     from landmark_batch.workflows import control
 
@@ -28,7 +28,7 @@ def pause(store: Path) -> None:
 
 @click.command("continue")
 @_store
-def go_on(store: Path) -> None:
+def go_on(store: StorePath) -> None:
     """Let a paused job go on."""
     from landmark_batch.workflows import control
 
@@ -37,7 +37,7 @@ def go_on(store: Path) -> None:
 
 @click.command("cancel")
 @_store
-def cancel(store: Path) -> None:
+def cancel(store: StorePath) -> None:
     """End the job that writes STORE after the chunks in hand. What is rendered stands; `render` goes on with it."""
     from landmark_batch.workflows import control
 
@@ -47,7 +47,7 @@ def cancel(store: Path) -> None:
 @click.command("attach")
 @_store
 @tls_options
-def attach(store: Path, **flags: Any) -> None:
+def attach(store: StorePath, **flags: Any) -> None:
     """Watch the job that writes STORE until it ends. Ctrl-C leaves the job as it is."""
     from landmark_batch.commands.progress import ProgressSink
     from landmark_batch.workflows import control

@@ -9,12 +9,13 @@ import click
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.commands.common import count_of, json_option, say_json, say_table, say_written
 from landmark_batch.commands.progress import counted
+from landmark_batch.object_path import StorePath, as_store_path
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command("evaluate")
-@click.argument("store", type=_PATH)
+@click.argument("store", type=as_store_path)
 @click.option("--dataset", type=_PATH, required=True, help="Folder with the photographs that file_path in the camera file names.")
 @click.option("--frames", help="0-239, 0-239x10, 3,5-10; default all.")
 @click.option("--lpips/--no-lpips", default=None, help="Measure LPIPS too; default where its package is installed.")
@@ -23,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=_PATH, help="Write the figures to this JSON file too.")
 @json_option
 def command(
-    store: Path,
+    store: StorePath,
     dataset: Path,
     frames: str | None,
     lpips: bool | None,

@@ -9,6 +9,7 @@ import click
 
 from landmark_batch.commands.common import count_of, human_time, json_option, say_json, say_written
 from landmark_batch.commands.progress import counted
+from landmark_batch.object_path import StorePath, as_store_path
 
 if TYPE_CHECKING:
     from landmark_batch.frames.export_images import ImageReport
@@ -23,7 +24,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=as_store_path)
 @click.argument("folder", type=_PATH, required=False)
 @click.option("--output", type=click.Choice(["rgb", "depth", "alpha"]), default="rgb", show_default=True, help="What to export.")
 @click.option("--format", "format_", type=click.Choice(["png", "jpeg", "exr"]), default="png", show_default=True)
@@ -52,7 +53,7 @@ def command() -> None:
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads; default one a core, at most 16.")
 @json_option
 def images(
-    store: Path,
+    store: StorePath,
     folder: Path | None,
     format_: str,
     bit_depth: str,
@@ -80,7 +81,7 @@ def images(
 
 
 @command.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=as_store_path)
 @click.argument("file", type=_PATH, required=False)
 @click.option("--output", type=click.Choice(["rgb", "depth", "alpha"]), default="rgb", show_default=True, help="What to export.")
 @click.option("--fps", help="24, 23.976, 30000/1001; default the job's, else the camera file's, else 24.")
@@ -97,7 +98,7 @@ def images(
 @click.option("--segment-frames", type=click.IntRange(1), default=120, show_default=True, help="Of each part that is encoded by itself.")
 @click.option("--keep-segments", is_flag=True, help="Keep the parts in FILE.segments: a later film encodes only those that changed.")
 @json_option
-def video(store: Path, file: Path | None, fps: str | None, frames: str | None, as_json: bool, **settings: Any) -> None:
+def video(store: StorePath, file: Path | None, fps: str | None, frames: str | None, as_json: bool, **settings: Any) -> None:
     """Frames of STORE as a film, FILE (default: city.zarr -> city.mp4). Unfinished frames are named and refused.
 
     The film is encoded in segments. After an interruption the same command encodes those that are missing.

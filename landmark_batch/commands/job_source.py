@@ -18,6 +18,7 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob, job_from_dict, load_job
 from landmark_batch.job_template import scene_name, toml_value
 from landmark_batch.landmark_options import COMMAND_LINE, Value, split_argv
+from landmark_batch.object_path import as_store_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 _KEPT = "landmark_batch.landmark_options"
@@ -59,7 +60,13 @@ def job_options(function: F) -> F:
     for option in reversed(
         (
             click.argument("source", required=False, type=click.Path(path_type=Path), metavar="[JOB.toml|CHECKPOINT]"),
-            click.option("-o", "--output", type=click.Path(path_type=Path), help="The store; names of exports follow it."),
+            click.option(
+                "-o",
+                "--output",
+                type=as_store_path,
+                metavar="PATH|URL",
+                help="The store: a path, or a URL of s3://, gs:// or az://; names of exports follow it.",
+            ),
             click.option("--cameras", type=click.Path(path_type=Path), help="Camera file in place of the job's."),
             click.option("--frames", help="Frames to render: 0-239, 0-239x10, 3,5-10."),
             click.option("--width", type=int, help="Pixels; the focal is scaled along."),
@@ -173,7 +180,7 @@ def _overrides(flags: Mapping[str, Any]) -> list[str]:
         "parallel.render_timeout": flags["render_timeout"],
         "model.runtime": flags["runtime"],
         "sampling.samples": flags["samples"],
-        "output.store": flags["output"],
+        "output.store": str(flags["output"]) if flags["output"] is not None else None,
     }
     if flags["output"] is not None:
         found["name"] = flags["output"].name.removesuffix(".zarr") or None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from landmark_batch.commands.export import say_film
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.job_source import JobCommand, going_on, job_options, read_job
 from landmark_batch.commands.progress import ProgressSink
+from landmark_batch.object_path import StorePath
 
 
 @click.command("preview", cls=JobCommand)
@@ -41,7 +41,7 @@ def command(ctx: click.Context, /, seconds: float, no_dashboard: bool, **flags: 
         )
     if found.render.log is not None:
         logs.belongs_to(found.render.log)
-    written: list[Path] = [found.store]
+    written: list[StorePath] = [found.store]
     if found.film is not None:
         say_film(found.film)
         written.append(found.film.path)

@@ -17,6 +17,7 @@ from landmark_batch.commands.job_source import JobCommand, JobRequest, going_on,
 from landmark_batch.commands.progress import ProgressSink
 from landmark_batch.commands.tls_options import read_tls, tls_options
 from landmark_batch.errors import ConfigError, RenderInterrupted
+from landmark_batch.object_path import StorePath
 
 if TYPE_CHECKING:
     from landmark_batch.job import RenderJob
@@ -134,7 +135,7 @@ def run_job(
         return
     _say_result(job, result, request.stage_times or profile)
     _say_exports(exported)
-    written: list[Path | tuple[Path, str]] = [
+    written: list[StorePath | tuple[StorePath, str]] = [
         *wrote,
         (result.store, f"{result.wanted - len(result.missing):,} of {result.wanted:,} frames"),
     ]

@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.commands.common import human_bytes, human_time, json_option, say_json, say_table
+from landmark_batch.object_path import StorePath, as_store_path
 
 if TYPE_CHECKING:
     from landmark_batch.frames.records import FrameRecord
@@ -23,9 +23,9 @@ _LISTED = 20  # ranges shown before the rest is counted
 
 
 @click.command("status")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=as_store_path)
 @json_option
-def command(store: Path, as_json: bool) -> None:
+def command(store: StorePath, as_json: bool) -> None:
     """How far STORE is: frames done and missing, size, speed, who writes it now, what it was rendered with."""
     from landmark_batch.frames.store import FrameStore
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.commands.common import count_of, json_option, say_json
 from landmark_batch.commands.progress import counted
+from landmark_batch.object_path import StorePath, as_store_path
 
 _SHOWN = 20
 
 
 @click.command("verify")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=as_store_path)
 @click.option("--discard-damaged", is_flag=True, help="Make damaged frames missing: the next render renders them again.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Default one a core, at most 8.")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, store: Path, discard_damaged: bool, threads: int | None, as_json: bool) -> None:
+def command(ctx: click.Context, store: StorePath, discard_damaged: bool, threads: int | None, as_json: bool) -> None:
     """Check every byte of STORE. Exit code 3 if anything is damaged (also when it was discarded just now)."""
     from landmark_batch.frames.verify import verify_store
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import ConfigError
 from landmark_batch.model.settings import RenderSettings
+from landmark_batch.object_path import StorePath, whole_file
 from landmark_batch.scene.weights import AlphaMask, SceneConfig
 
 from .visibility import FrustumBlocks
@@ -52,18 +51,13 @@ class FlightBlocks:
             raise KeyError(frame)
         return self.ids[self.offsets[place] : self.offsets[place + 1]]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: StorePath) -> None:
         """Write an .npz, whole or not at all. Raises OSError."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, offsets=self.offsets, ids=self.ids, samples=self.samples, frames=self.frames)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            np.savez(file, offsets=self.offsets, ids=self.ids, samples=self.samples, frames=self.frames)
 
     @classmethod
-    def load(cls, path: Path) -> FlightBlocks:
+    def load(cls, path: StorePath) -> FlightBlocks:
         """What `save` wrote. Raises ConfigError naming a file that is not."""
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from landmark_batch.object_path import StorePath, whole_file
 
 from .block_sets import BlockSets
 from .flight_blocks import FlightBlocks
@@ -24,18 +24,13 @@ class Itinerary:
     frames: Int64
     bounds: Int64
 
-    def save(self, path: Path) -> None:
+    def save(self, path: StorePath) -> None:
         """Write an .npz, whole or not at all. Raises OSError."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, frames=self.frames, bounds=self.bounds)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            np.savez(file, frames=self.frames, bounds=self.bounds)
 
     @classmethod
-    def load(cls, path: Path) -> Itinerary:
+    def load(cls, path: StorePath) -> Itinerary:
         """What `save` wrote. Raises OSError, ValueError, KeyError, EOFError or BadZipFile."""
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return cls(file["frames"], file["bounds"])
@@ -46,7 +41,7 @@ class Route:
     again for a frame that it did not have); None, or not there yet: frames come as they stand in the flight.
     """
 
-    def __init__(self, seen: FlightBlocks, itinerary: Path | None = None) -> None:
+    def __init__(self, seen: FlightBlocks, itinerary: StorePath | None = None) -> None:
         self._seen = seen
         self._sets = BlockSets(np.asarray(seen.offsets, np.int64), np.asarray(seen.ids, np.int64))
         self._file = itinerary

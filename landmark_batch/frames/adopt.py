@@ -15,9 +15,10 @@ from .owner import StoreOwner
 from .relocate import restructure
 from .repair import mend_records
 from .resume import ResumePlan, damaged_records
+from .saved_settings import save_settings, settings_file
 from .sealed import DamagedError, read_sealed, seal
 from .spec import StoreInfo
-from .store import FrameStore, save_settings, settings_file
+from .store import FrameStore
 
 _log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, StorePath
 
+from .object_staging import ObjectFrames
 from .spec import StoreSpec
 from .staging import StagedStore
 
@@ -85,7 +86,7 @@ def create_coordinate(store: LocalStore, name: str, values: NDArray[Any]) -> Non
     array[...] = values
 
 
-def open_array(store: StagedStore, name: str) -> Array:
+def open_array(store: StagedStore | ObjectFrames, name: str) -> Array:
     """An array of the store, metadata from the store's own copy.
 
     `zarr.open_array(config=...)` ignores its config for an array that exists, so the array is made again with it.

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from landmark_batch.object_path import ObjectPath, StorePath, at_once
 
 from . import durable
 from .layout import StoreLayout
 from .locks import store_mutex
 
+T = TypeVar("T")
 _SETTLE_SECONDS = 5.0  # a claim without a name is being written, or its maker died in the act
 
 
@@ -23,8 +26,9 @@ def claim_frames(layout: StoreLayout, owner: str, frames: Iterable[int], is_live
     held: list[int] = []
     taken: list[int] = []
     try:
-        for frame in sorted(set(frames)):
-            (held if _create(layout.claims / str(frame), owner) else taken).append(frame)
+        wanted = sorted(set(frames))
+        for frame, made in zip(wanted, _each(layout, lambda file: _create(file, owner), wanted), strict=True):
+            (held if made else taken).append(frame)
         abandoned = []
         for frame in taken:
             holder = _holder(layout.claims / str(frame))
@@ -48,10 +52,12 @@ def claim_frames(layout: StoreLayout, owner: str, frames: Iterable[int], is_live
 
 def release_frames(layout: StoreLayout, owner: str, frames: Iterable[int]) -> None:
     """Give up claims of `owner`; others' stay."""
-    for frame in frames:
-        file = layout.claims / str(frame)
+
+    def release(file: StorePath) -> None:
         if _holder(file) == owner:
             file.unlink(missing_ok=True)
+
+    _each(layout, release, list(frames))
 
 
 def release_all(layout: StoreLayout, owner: str) -> None:
@@ -66,7 +72,19 @@ def remove_dead_claims(layout: StoreLayout, is_live: Callable[[str], bool]) -> N
             file.unlink(missing_ok=True)
 
 
-def _create(file: Path, owner: str) -> bool:
+def _each(layout: StoreLayout, work: Callable[[StorePath], T], frames: Sequence[int]) -> list[T]:
+    """work(claim) of each frame; in an object store many at once."""
+    files = [layout.claims / str(frame) for frame in frames]
+    return at_once(work, files) if isinstance(layout.claims, ObjectPath) else [work(file) for file in files]
+
+
+def _create(file: StorePath, owner: str) -> bool:
+    if isinstance(file, ObjectPath):
+        try:
+            file.put(owner.encode(), over=None)
+        except FileExistsError:
+            return False
+        return True
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
@@ -78,7 +96,7 @@ def _create(file: Path, owner: str) -> bool:
     return True
 
 
-def _holder(file: Path) -> str | None:
+def _holder(file: StorePath) -> str | None:
     """Id of the claim's holder; '' for a nameless one that no one will name any more; None if there is none or it is just being made."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from landmark_batch.errors import ConfigError, StoreError
+from landmark_batch.object_path import ObjectPath, StorePath
 
 from . import durable
 from .layout import HIDDEN, StoreLayout
@@ -52,14 +52,14 @@ class StoreDefinition:
             "flight": self.flight,
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: StorePath) -> None:
         """Write store.json durably. Raises StoreError."""
         durable.replace_file(
             path, seal({**self._core(), "settings": self.settings, "metadata": dict(self.metadata), "coordinates": dict(self.coordinates)})
         )
 
 
-def _parse(values: Mapping[str, Any], path: Path) -> StoreDefinition:
+def _parse(values: Mapping[str, Any], path: StorePath) -> StoreDefinition:
     if values.get("format") != FORMAT:
         raise StoreError(f"{path}: not a frame store of landmark-batch", remedy="write elsewhere with -o NEW.zarr")
     if values["version"] != VERSION:
@@ -74,14 +74,17 @@ def _parse(values: Mapping[str, Any], path: Path) -> StoreDefinition:
     )
 
 
-def _from_attributes(root: Path) -> StoreDefinition:
+def _from_attributes(root: StorePath) -> StoreDefinition:
     text = json.loads((root / "zarr.json").read_bytes())["attributes"][ATTRIBUTE]["definition"]
     return _parse(unseal(text.encode()), root)
 
 
-def is_store(root: Path) -> bool:
+def is_store(root: StorePath) -> bool:
     """True if `root` is a frame store of ours, damaged or not."""
-    if (root / HIDDEN).is_dir():
+    if isinstance(root, ObjectPath):
+        if StoreLayout(root).definition.is_file():  # written last
+            return True
+    elif (root / HIDDEN).is_dir():
         return True
     try:
         return ATTRIBUTE in json.loads((root / "zarr.json").read_bytes())["attributes"]

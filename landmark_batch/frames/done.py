@@ -16,19 +16,19 @@ from .ledger import LedgerIndex, LedgerLog
 from .locks import store_mutex
 from .process import writer_tag
 from .records import discard_line
-from .staging import Stage, StagedStore
+from .staging import make_stage, staged_store
 
 
 def read_done(layout: StoreLayout, definition: StoreDefinition) -> NDArray[np.bool_]:
     """[F] bool as it stands on disk. Raises what its codecs raise if the file is damaged."""
-    array = open_array(StagedStore(layout.root, read_only=True, metadata=definition.metadata), "done")
+    array = open_array(staged_store(layout.root, read_only=True, metadata=definition.metadata), "done")
     return np.asarray(array[...], dtype=np.bool_)
 
 
 def _write(layout: StoreLayout, definition: StoreDefinition, mask: NDArray[np.bool_]) -> None:
-    stage = Stage(writer_tag("done"))
+    stage = make_stage(layout.root, writer_tag("done"))
     try:
-        open_array(StagedStore(layout.root, metadata=definition.metadata, stage=stage), "done")[...] = mask
+        open_array(staged_store(layout.root, metadata=definition.metadata, stage=stage), "done")[...] = mask
         stage.publish()
     except OSError as error:
         raise durable.store_error(error, layout.root / "done") from error

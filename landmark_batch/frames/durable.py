@@ -1,7 +1,8 @@
-"""Bytes that outlive a power cut: temporary name, fsync, rename, fsync of the directory."""
+"""Bytes that outlive a power cut: temporary name, fsync, rename, fsync of the directory. An object is whole and lasting by itself."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from landmark_batch.errors import DiskFullError, StoreError
+from landmark_batch.object_path import ObjectPath, StorePath
 
 from .layout import PARTIAL
 from .process import writer_tag
@@ -21,8 +23,11 @@ def step(name: str) -> None:
     """Marks the end of a durable step. Tests replace it to die exactly here."""
 
 
-def store_error(error: OSError, path: Path) -> StoreError:
+def store_error(error: OSError, path: StorePath) -> StoreError:
     """What an OSError means to the user of a store: a full disk, no permission, or its own words."""
+    if isinstance(path, ObjectPath):
+        what = f"{error.filename or path}: {error.strerror or error}"
+        return StoreError(what, remedy="see who else uses this store, then run the same command again: finished frames stay")
     if error.errno in _FULL:
         free = _free_bytes(path)
         left = "" if free is None else f", {free / 1e6:.1f} MB free"
@@ -50,11 +55,14 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_new(path: Path, data: bytes | bytearray | memoryview | tuple[bytes | bytearray | memoryview, ...]) -> None:
+def write_new(path: StorePath, data: bytes | bytearray | memoryview | tuple[bytes | bytearray | memoryview, ...]) -> None:
     """Create `path` of these bytes, or of several parts one after another, and fsync it.
 
     Raises FileExistsError; a failed write leaves nothing.
     """
+    if isinstance(path, ObjectPath):
+        path.put(b"".join(data) if isinstance(data, tuple) else bytes(data), over=None)
+        return
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
@@ -68,8 +76,10 @@ def write_new(path: Path, data: bytes | bytearray | memoryview | tuple[bytes | b
         raise
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: StorePath) -> None:
     """fsync a directory, so that the names in it last. File systems that know no such thing keep names by themselves."""
+    if isinstance(path, ObjectPath):
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -80,13 +90,16 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_directories(paths: Iterable[Path]) -> None:
-    for path in sorted(set(paths)):
+def sync_directories(paths: Iterable[StorePath]) -> None:
+    for path in sorted(set(paths), key=str):
         sync_directory(path)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: StorePath, data: bytes) -> None:
     """Write `path` so that a reader, or a power cut, sees the old content or the new, never a mixture. Raises StoreError."""
+    if isinstance(path, ObjectPath):
+        path.replace_bytes(data)
+        return
     temporary = path.with_name(f"{path.name}.{writer_tag('file')}{PARTIAL}")
     try:
         write_new(temporary, data)
@@ -110,3 +123,12 @@ def sync_tree(root: Path) -> None:
             finally:
                 os.close(descriptor)
         sync_directory(Path(folder))
+
+
+def remove_tree(path: StorePath) -> None:
+    """Remove a folder and everything in it, as far as that goes."""
+    if isinstance(path, ObjectPath):
+        with contextlib.suppress(StoreError):
+            path.remove_tree()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from landmark_batch.errors import StaleWriterError, StoreError
+from landmark_batch.object_client import ObjectStoreError
 
 from . import durable
 from .layout import StoreLayout
@@ -55,6 +56,8 @@ def read_or_rebuild(layout: StoreLayout) -> Fence:
     """The fence, or one that is above everything the ledger says."""
     try:
         return read_fence(layout)
+    except ObjectStoreError:
+        raise
     except StoreError:
         return Fence(generation=LedgerIndex(layout.ledger).refresh().generation + _FAR)
 

@@ -7,14 +7,16 @@ import json
 import xxhash
 
 from landmark_batch.errors import StoreError
+from landmark_batch.object_client import ObjectStoreError
 
 from .done import read_done
 from .fence import read_fence
 from .fingerprint import FrameSettings
 from .ledger import LedgerIndex
 from .records import FrameRecord, pixel_digest
+from .saved_settings import settings_file
 from .sealed import DamagedError, read_sealed
-from .store import DECODE_ERRORS, FrameStore, settings_file
+from .store import DECODE_ERRORS, FrameStore
 
 
 def check_metadata(store: FrameStore, index: LedgerIndex | None = None) -> list[str]:
@@ -26,6 +28,8 @@ def check_metadata(store: FrameStore, index: LedgerIndex | None = None) -> list[
     problems = _descriptions(store) + _settings(store) + _done(store, index)
     try:
         read_fence(store.layout)
+    except ObjectStoreError:
+        raise
     except StoreError as error:
         problems.append(error.message)
     if store.layout.journal.exists():
@@ -62,7 +66,8 @@ def _descriptions(store: FrameStore) -> list[str]:
 
 def _settings(store: FrameStore) -> list[str]:
     problems = []
-    for path in sorted({*store.layout.settings.glob("*.json"), settings_file(store.layout, store.definition.settings)}):
+    kept = {*store.layout.settings.glob("*.json"), settings_file(store.layout, store.definition.settings)}
+    for path in sorted(kept, key=str):
         try:
             if FrameSettings(read_sealed(path)["settings"]).digest != path.stem:
                 problems.append(f"{path}: not the settings of its name")
@@ -95,6 +100,8 @@ def check_frame(store: FrameStore, record: FrameRecord, output: str) -> str | No
         return f"is {size} bytes, {record.sizes[output]} were written"
     try:
         pixels = store.read(output, record.frame)
+    except ObjectStoreError:
+        raise
     except StoreError as error:
         return str(error.__cause__ or error.message)
     return None if pixel_digest(pixels) == record.digests[output] else "decodes to other pixels than were written"

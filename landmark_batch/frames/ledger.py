@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from landmark_batch.errors import StoreError
+from landmark_batch.object_client import ObjectStoreError
+from landmark_batch.object_path import ObjectPath, StorePath, Version, at_once
 
 from . import durable
 from .process import writer_tag
@@ -32,20 +34,22 @@ from .sealed import DamagedError, seal, unseal
 
 _log = logging.getLogger(__name__)
 SUFFIX = ".log"
+_OBJECT_BYTES = 2**18  # of a log that is an object; beyond, another one is begun
 
 
 class LedgerLog:
     """Appends to the log of one writer. The file is made by its first line and belongs to this object alone. Thread-safe."""
 
-    def __init__(self, directory: Path, worker: str) -> None:
+    def __init__(self, directory: StorePath, worker: str) -> None:
         self._directory = directory
         self._worker = worker
         self._lock = threading.Lock()
-        self._path: Path | None = None
+        self._path: StorePath | None = None
+        self._held: tuple[bytes, Version] = (b"", {})  # of a log that is an object: its bytes, and its state
         self._sequence = 0
 
     @property
-    def path(self) -> Path | None:
+    def path(self) -> StorePath | None:
         return self._path
 
     def append(self, values: Mapping[str, Any], *, after: int = -1) -> None:
@@ -58,14 +62,32 @@ class LedgerLog:
             first = max(self._sequence, after + 1)
             data = b"".join(seal({**line, "sequence": first + i}) + b"\n" for i, line in enumerate(lines))
             try:
-                if self._path is None or not self._path.exists():
+                if isinstance(self._directory, ObjectPath):
+                    self._put(self._directory, data)
+                elif not isinstance(self._path, Path) or not self._path.exists():
                     self._create(data)
                 else:
                     self._extend(self._path, data)
             except OSError as error:
                 self._path = None  # whatever state that file is in, the next line starts another one
                 raise durable.store_error(error, self._directory) from error
+            except ObjectStoreError:
+                self._path = None
+                raise
             self._sequence = first + len(lines)
+
+    def _put(self, directory: ObjectPath, data: bytes) -> None:
+        """A log that is an object is written whole with each line, over its own last state alone; a long one is followed by another."""
+        kept, version = self._held
+        if isinstance(self._path, ObjectPath) and len(kept) < _OBJECT_BYTES:
+            try:
+                self._held = (kept + data, self._path.put(kept + data, over=version))
+                return
+            except FileExistsError:  # the store's owner has rewritten or removed it
+                pass
+        path = directory / f"{writer_tag(self._worker)}{SUFFIX}"
+        self._held = (data, path.put(data, over=None))
+        self._path = path
 
     def _create(self, data: bytes) -> None:
         path = self._directory / f"{writer_tag(self._worker)}{SUFFIX}"
@@ -114,7 +136,7 @@ class _Log:
 class LedgerIndex:
     """All logs of a store, read once and then only where they grew. Thread-safe."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: StorePath) -> None:
         self._directory = directory
         self._lock = threading.Lock()
         self._reset()
@@ -136,22 +158,37 @@ class LedgerIndex:
         return self
 
     def _refresh(self) -> None:
-        found: dict[str, os.stat_result] = {}
+        found = self._look()
+        if any(name not in found or found[name][0] != log.inode or found[name][1] < log.offset for name, log in self._logs.items()):
+            self._reset()  # a log was rewritten or removed: start again
+        grown = []
+        for name, (inode, size) in sorted(found.items()):
+            log = self._logs.setdefault(name, _Log(inode))
+            if size > log.offset + log.tail or size == 0:
+                grown.append((name, log, size))
+        if isinstance(self._directory, ObjectPath):
+            self._fetch(self._directory, grown)
+            return
+        for name, log, _ in grown:
+            with (self._directory / name).open("rb") as file:
+                file.seek(log.offset)
+                self._take(name, log, file.read())
+
+    def _look(self) -> dict[str, tuple[int, int]]:
+        """{log: (inode, bytes)}; objects have no inode."""
+        if isinstance(self._directory, ObjectPath):
+            return {name: (0, size) for name, size in self._directory.sizes().items() if name.endswith(SUFFIX)}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._directory) as entries:
             found = {entry.name: entry.stat() for entry in entries if entry.name.endswith(SUFFIX)}
-        if any(
-            name not in found or found[name].st_ino != log.inode or found[name].st_size < log.offset for name, log in self._logs.items()
-        ):
-            self._reset()  # a log was rewritten or removed: start again
-        for name, status in sorted(found.items()):
-            log = self._logs.setdefault(name, _Log(status.st_ino))
-            if status.st_size > log.offset + log.tail or status.st_size == 0:
-                self._read(name, log)
+            return {name: (status.st_ino, status.st_size) for name, status in found.items()}
+        return {}
 
-    def _read(self, name: str, log: _Log) -> None:
-        with (self._directory / name).open("rb") as file:
-            file.seek(log.offset)
-            data = file.read()
+    def _fetch(self, directory: ObjectPath, grown: Sequence[tuple[str, _Log, int]]) -> None:
+        parts = at_once(lambda item: (directory / item[0]).read_range(item[1].offset, item[2]), grown)
+        for (name, log, _), data in zip(grown, parts, strict=True):
+            self._take(name, log, data)
+
+    def _take(self, name: str, log: _Log, data: bytes) -> None:
         *lines, tail = data.split(b"\n")
         for line in lines:
             log.lines += 1
@@ -208,7 +245,7 @@ class LedgerIndex:
         return found
 
 
-def rewrite_damaged(directory: Path, damaged: list[DamagedLine]) -> None:
+def rewrite_damaged(directory: StorePath, damaged: list[DamagedLine]) -> None:
     """Rewrite each log that holds damage with its whole lines only. For whoever owns the store alone. Raises StoreError."""
     for name in sorted({item.file for item in damaged}):
         path = directory / name

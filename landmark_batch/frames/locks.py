@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 
 from landmark_batch.errors import StoreBusyError
+from landmark_batch.object_path import ObjectPath
 
 from . import durable
 from .layout import StoreLayout
+from .object_lock import object_mutex
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -36,6 +38,10 @@ def store_mutex(layout: StoreLayout, *, timeout: float = 60.0) -> Iterator[None]
 
     Raises StoreBusyError after `timeout` seconds, StoreError if the lock file cannot be opened.
     """
+    if isinstance(layout.lock, ObjectPath):
+        with object_mutex(layout.lock, timeout=timeout):
+            yield
+        return
     try:
         descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

@@ -4,7 +4,8 @@ Who owns a store stands in `owners/`: one file a process, locked as long as it l
 store is: write your own file, then look for others. Of two that come at once at least one sees the other, so that never both
 believe to be alone; a short mutex keeps them from sending each other away. A dead owner is known
 - on the same machine at once: its lock is free, or its process is gone although a forked child still holds the lock;
-- from another machine when its file has not been touched for a minute, by the file server's clock, not ours.
+- from another machine when its file has not been touched for a minute, by the file server's clock, not ours;
+- in an object store, which knows no locks, by its process on the same machine, by the minute from any other.
 """
 
 from __future__ import annotations
@@ -16,42 +17,25 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from landmark_batch.errors import StoreBusyError, StoreError
+from landmark_batch.object_path import StorePath
 
 from . import claims, durable
+from .conditions import require_conditions
 from .definition import load_definition
+from .entries import HeldEntry, OwnerEntry, entry_file, live_entries, make_entry
+from .entries import store_owners as store_owners
 from .fence import change_fence_locked, new_job, next_generation
-from .layout import StoreLayout
+from .layout import StoreLayout, layout_of
 from .ledger import LedgerIndex
 from .leftovers import remove_leftovers
-from .locks import store_mutex, try_lock
-from .process import ProcessIdentity, this_process
-from .sealed import DamagedError, read_sealed, seal
+from .locks import store_mutex
 
 _log = logging.getLogger(__name__)
-STALE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class OwnerEntry:
-    """Another process in `owners/`. process is None if its file cannot be read. started: seconds since 1970."""
-
-    id: str
-    process: ProcessIdentity | None
-    started: float
-
-    def __str__(self) -> str:
-        if self.process is None:
-            return f"a process whose entry {self.id} cannot be read"
-        when = datetime.fromtimestamp(self.started).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
-        return f"host {self.process.host}, process {self.process.pid}, started {when}"
 
 
 class StoreOwner:
@@ -61,12 +45,12 @@ class StoreOwner:
     sole: no other process shared the store when it was taken.
     """
 
-    def __init__(self, layout: StoreLayout, descriptor: int, generation: int, *, id_: str, sole: bool) -> None:
+    def __init__(self, layout: StoreLayout, entry: HeldEntry, generation: int, *, id_: str, sole: bool) -> None:
         self.layout = layout
         self.id = id_
         self.generation = generation
         self.sole = sole
-        self._descriptor = descriptor
+        self._entry: HeldEntry | None = entry
         self.index = LedgerIndex(layout.ledger)
         self._stop = threading.Event()
         self._lost = False
@@ -76,14 +60,15 @@ class StoreOwner:
     # -- taking and giving back
 
     @classmethod
-    def acquire(cls, path: Path, *, join: bool = False, wait: float = 60.0) -> Self:
+    def acquire(cls, path: StorePath | str, *, join: bool = False, wait: float = 60.0) -> Self:
         """Take the store at `path`. join: share it with those that hold it. wait: seconds to wait for one that is changing its flight.
 
         Alone, it first finishes a change of flight that was cut short and removes what killed writers left.
         Raises StoreBusyError naming host, process and start of the holder; StoreError if there is no store or it cannot be written.
         """
-        layout = StoreLayout(Path(path).absolute())
+        layout = layout_of(path)
         load_definition(layout)
+        require_conditions(layout)
         id_ = f"{os.getpid()}-{secrets.token_hex(6)}"
         try:
             for folder in layout.directories():
@@ -95,8 +80,8 @@ class StoreOwner:
                 time.sleep(0.2)
         except OSError as error:
             raise durable.store_error(error, layout.root) from error
-        descriptor, generation, sole = taken
-        owner = cls(layout, descriptor, generation, id_=id_, sole=sole)
+        entry, generation, sole = taken
+        owner = cls(layout, entry, generation, id_=id_, sole=sole)
         try:
             claims.remove_dead_claims(layout, owner.is_live)
             if sole and layout.journal.exists():
@@ -120,44 +105,44 @@ class StoreOwner:
 
     def close(self) -> None:
         """Give the store back: claims, entry, lock. Safe to call twice."""
-        if self._descriptor < 0:
+        if self._entry is None:
             return
         self._stop.set()
         self._beat.join(timeout=5)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreError):
             claims.release_all(self.layout, self.id)
-            _entry_file(self.layout, self.id).unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = -1
+            entry_file(self.layout, self.id).unlink(missing_ok=True)
+        self._entry.close()
+        self._entry = None
 
     # -- while it is held
 
     def require_held(self) -> None:
         """Raises StoreBusyError if it was closed, or if this process slept so long that another took the store over."""
-        if self._descriptor < 0:
+        if self._entry is None:
             raise StoreBusyError(f"{self.layout.root}: this process has given the store back")
-        if self._lost or not _entry_file(self.layout, self.id).exists():
+        if self._lost or not entry_file(self.layout, self.id).exists():
             raise StoreBusyError(f"{self.layout.root}: another process took the store over while this one did not answer")
 
     def _heartbeat(self) -> None:
-        file = _entry_file(self.layout, self.id)
-        while not self._stop.wait(HEARTBEAT_SECONDS):
+        entry, file = self._entry, entry_file(self.layout, self.id)
+        while entry is not None and not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                os.utime(file)
+                entry.beat()
             except FileNotFoundError:
                 self._lost = True
                 _log.error("%s: another process took the store over", self.layout.root)
                 return
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 _log.warning("%s: heartbeat failed: %s", file, error)
 
     def others(self) -> list[OwnerEntry]:
         """The other processes that hold the store now."""
-        return _live_entries(self.layout, self.id)
+        return live_entries(self.layout, self.id)
 
     def is_live(self, id_: str) -> bool:
         """True if that owner id belongs to a process that holds the store, this one included."""
-        return id_ == self.id or any(entry.id == id_ for entry in _live_entries(self.layout, self.id, only=id_))
+        return id_ == self.id or any(entry.id == id_ for entry in live_entries(self.layout, self.id, only=id_))
 
     def claim(self, frames: Iterable[int]) -> list[int]:
         """Those of `frames` that this process shall render: not recorded by now, and not claimed by a living other. Ascending.
@@ -190,21 +175,13 @@ class StoreOwner:
         self.layout.restructuring.unlink(missing_ok=True)
 
 
-def _entry_file(layout: StoreLayout, id_: str) -> Path:
-    return layout.owners / f"{id_}.json"
-
-
-def _enter(layout: StoreLayout, id_: str, *, join: bool) -> tuple[int, int, bool] | None:
-    """(descriptor, generation, sole); None if another is changing the flight just now. Raises StoreBusyError, OSError."""
+def _enter(layout: StoreLayout, id_: str, *, join: bool) -> tuple[HeldEntry, int, bool] | None:
+    """(entry, generation, sole); None if another is changing the flight just now. Raises StoreBusyError, OSError."""
     with store_mutex(layout):
-        file = _entry_file(layout, id_)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        file = entry_file(layout, id_)
+        entry = make_entry(layout, id_)
         try:
-            while try_lock(descriptor) is False:  # someone looks whether it is free
-                time.sleep(0.001)
-            durable.write_all(descriptor, seal({"id": id_, "started": time.time(), **this_process().as_dict()}))
-            os.fsync(descriptor)
-            live = _live_entries(layout, id_)
+            live = live_entries(layout, id_)
             if live and not join:
                 others = f" and {len(live) - 1} others" if len(live) > 1 else ""
                 raise StoreBusyError(
@@ -212,9 +189,9 @@ def _enter(layout: StoreLayout, id_: str, *, join: bool) -> tuple[int, int, bool
                     remedy="wait for it, stop it, or share the work with --join",
                 )
             changing = _changing(layout)
-            if any(entry.id == changing for entry in live):
+            if any(other.id == changing for other in live):
                 file.unlink()
-                os.close(descriptor)
+                entry.close()
                 return None
             remove_leftovers(layout, sole=not live)  # before anyone who joins can have files here
             if not live and layout.journal.exists():
@@ -224,9 +201,9 @@ def _enter(layout: StoreLayout, id_: str, *, join: bool) -> tuple[int, int, bool
             fence = change_fence_locked(layout, next_generation if live else new_job)
         except BaseException:
             file.unlink(missing_ok=True)
-            os.close(descriptor)
+            entry.close()
             raise
-        return descriptor, fence.generation, not live
+        return entry, fence.generation, not live
 
 
 def _changing(layout: StoreLayout) -> str | None:
@@ -234,64 +211,3 @@ def _changing(layout: StoreLayout) -> str | None:
         return layout.restructuring.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
-
-
-def store_owners(path: Path) -> list[OwnerEntry]:
-    """Who writes the store at `path` now; empty if no one does. Only looks: for `status`. Raises StoreError if an entry cannot be read."""
-    entries = (_read_entry(file, time.time()) for file in sorted(StoreLayout(Path(path).absolute()).owners.glob("*.json")))
-    return [entry for entry in entries if entry is not None]
-
-
-def _live_entries(layout: StoreLayout, mine: str, *, only: str | None = None) -> list[OwnerEntry]:
-    """Entries of living processes besides `mine`; files of dead ones are removed."""
-    now = time.time()
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(_entry_file(layout, mine))
-        now = _entry_file(layout, mine).stat().st_mtime
-    found = []
-    for file in sorted(layout.owners.glob("*.json") if only is None else [_entry_file(layout, only)]):
-        if file.stem != mine:
-            entry = _read_entry(file, now)
-            if entry is not None:
-                found.append(entry)
-            elif file.exists():
-                _log.info("%s: its process is dead, removed", file)
-                file.unlink(missing_ok=True)
-    return found
-
-
-def _read_entry(file: Path, now: float) -> OwnerEntry | None:
-    """None if its process is dead, or the file is gone. now: by the clock of the file system."""
-    try:
-        try:
-            descriptor = os.open(file, os.O_RDWR)  # some network file systems lock only what may be written
-        except PermissionError:
-            descriptor = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"{file}: {error.strerror}") from error
-    try:
-        process, started = None, 0.0
-        with contextlib.suppress(OSError, DamagedError, KeyError, TypeError):
-            values: dict[str, Any] = read_sealed(file)
-            process = ProcessIdentity(**{name: values[name] for name in ("host", "pid", "start", "boot", "namespace")})
-            started = float(values["started"])
-        free = try_lock(descriptor, shared=True)
-        return OwnerEntry(file.stem, process, started) if _is_live(process, free, now - os.fstat(descriptor).st_mtime) else None
-    except OSError as error:
-        raise StoreError(f"{file}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-
-
-def _is_live(process: ProcessIdentity | None, free: bool | None, silent: float) -> bool:
-    """free: what `try_lock` said of the entry: True means that no one holds it. silent: seconds since its last heartbeat."""
-    if process is None or process.is_local:
-        if process is not None and process.is_dead():
-            return False
-        if free is not None:
-            return not free
-        if process is not None and process.namespace == this_process().namespace:
-            return True
-    return silent < STALE_SECONDS

@@ -20,16 +20,18 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import StoreError
+from landmark_batch.object_path import ObjectPath, at_once
 
 from . import durable
 from .definition import StoreDefinition, load_definition
 from .done import discard_frames, write_done
-from .layout import MOVING, StoreLayout, chunk_index, chunk_name, file_sizes
+from .layout import MOVING, StoreLayout, chunk_index, chunk_name, entry_names, file_sizes
 from .ledger import LedgerIndex
 from .records import FrameRecord, record_lines
 from .sealed import DamagedError, read_sealed, seal
@@ -39,6 +41,7 @@ from .writer import ledger_log
 
 _log = logging.getLogger(__name__)
 _WORKER = "relocate"
+_DESCRIPTION = str(StoreLayout(Path()).definition)  # below a root
 _LINES = 1000  # of the ledger, written and synced together
 
 
@@ -86,7 +89,7 @@ def restructure(
         raise StoreError(f"{layout.root}: frames of a sharded store cannot move")
     finished = LedgerIndex(layout.ledger).refresh().finished()
     spec = dataclasses.replace(definition.spec, frames=len(flight))
-    shutil.rmtree(layout.rebuilt, ignore_errors=True)
+    _forget_rebuilt(layout)
     write_skeleton(layout.rebuilt, spec, info or definition.info, flight, settings)
     durable.sync_directory(layout.hidden)
     durable.step("rebuilt")
@@ -136,48 +139,71 @@ def _forward(layout: StoreLayout, definition: StoreDefinition, journal: _Journal
     layout.journal.unlink()
     durable.sync_directory(layout.hidden)
     durable.step("forgotten")
-    shutil.rmtree(layout.rebuilt, ignore_errors=True)
+    _forget_rebuilt(layout)
     write_done(layout, definition)
 
 
+def _forget_rebuilt(layout: StoreLayout) -> None:
+    if isinstance(layout.rebuilt, ObjectPath):
+        layout.rebuilt.remove_tree(layout.rebuilt / _DESCRIPTION)
+    elif isinstance(layout.rebuilt, Path):
+        shutil.rmtree(layout.rebuilt, ignore_errors=True)
+
+
+Rename = Callable[[str, str], None]
+
+
 @contextlib.contextmanager
-def _folder(layout: StoreLayout, name: str) -> Iterator[tuple[int, set[str]]]:
-    """(descriptor of an output's folder, the file names in it, of up to 100,000); the folder is synced at the end."""
-    descriptor = os.open(layout.root / name, os.O_RDONLY | os.O_DIRECTORY)
+def _folder(layout: StoreLayout, name: str) -> Iterator[tuple[Rename, set[str]]]:
+    """(what renames in an output's folder, the file names in it, of up to 100,000); the folder is synced at the end."""
+    folder = layout.root / name
+    if isinstance(folder, ObjectPath):
+        objects = folder
+        yield lambda source, target: (objects / source).replace(objects / target), set(entry_names(folder))
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield descriptor, set(os.listdir(descriptor))  # noqa: PTH208
+        yield lambda source, target: os.replace(source, target, src_dir_fd=descriptor, dst_dir_fd=descriptor), set(os.listdir(descriptor))  # noqa: PTH208
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def _move(layout: StoreLayout, name: str, rename: Rename, pairs: Sequence[tuple[str, str]], step: str) -> None:
+    """Rename files of an output's folder; objects, each copied and deleted, many at once."""
+
+    def one(pair: tuple[str, str]) -> None:
+        rename(*pair)
+        durable.step(step)
+
+    if isinstance(layout.root, ObjectPath):
+        at_once(one, pairs)
+    else:
+        for pair in pairs:
+            one(pair)
+
+
 def _move_out(layout: StoreLayout, names: Sequence[str], moves: Sequence[tuple[int, int]]) -> None:
     for name in names:
-        with _folder(layout, name) as (descriptor, present):
-            for old, new in moves:
-                source, target = chunk_name(name, old), chunk_name(name, new) + MOVING
-                if source in present and target not in present:
-                    os.rename(source, target, src_dir_fd=descriptor, dst_dir_fd=descriptor)
-                    durable.step("out")
+        with _folder(layout, name) as (rename, present):
+            pairs = [(chunk_name(name, old), chunk_name(name, new) + MOVING) for old, new in moves]
+            _move(layout, name, rename, [pair for pair in pairs if pair[0] in present and pair[1] not in present], "out")
 
 
 def _move_in(layout: StoreLayout, names: Sequence[str], moves: Sequence[tuple[int, int]]) -> None:
     for name in names:
-        with _folder(layout, name) as (descriptor, present):
-            for _, new in moves:
-                target = chunk_name(name, new)
-                if target + MOVING in present:
-                    os.replace(target + MOVING, target, src_dir_fd=descriptor, dst_dir_fd=descriptor)
-                    durable.step("in")
+        with _folder(layout, name) as (rename, present):
+            targets = [chunk_name(name, new) for _, new in moves]
+            _move(layout, name, rename, [(target + MOVING, target) for target in targets if target + MOVING in present], "in")
 
 
 def _remove_beyond(layout: StoreLayout, spec: StoreSpec) -> None:
     """Chunk files past the end of the flight."""
     for name in spec.names:
-        for entry in os.listdir(layout.root / name):  # noqa: PTH208  names only, of up to 100,000 files
-            index = chunk_index(entry)
-            if index is not None and index * spec.frames_per_shard >= spec.frames:
-                (layout.root / name / entry).unlink(missing_ok=True)
+        indices = ((entry, chunk_index(entry)) for entry in entry_names(layout.root / name))
+        beyond = [entry for entry, index in indices if index is not None and index * spec.frames_per_shard >= spec.frames]
+        for entry in beyond:
+            (layout.root / name / entry).unlink(missing_ok=True)
         durable.sync_directory(layout.root / name)
     durable.step("trimmed")
 
@@ -187,18 +213,35 @@ def _install(layout: StoreLayout, definition: StoreDefinition) -> StoreDefinitio
     last = StoreLayout(layout.rebuilt).definition
     if not last.exists():
         return load_definition(layout)
+    if isinstance(layout.root, Path):
+        _install_files(layout.root, layout.root / str(StoreLayout(Path()).rebuilt))
+    else:
+        _install_objects(layout.root, layout.root / str(StoreLayout(Path()).rebuilt))
+    durable.sync_directory(layout.hidden)
+    durable.step("described")
+    return load_definition(layout)
+
+
+def _install_files(root: Path, rebuilt: Path) -> None:
+    last = rebuilt / _DESCRIPTION
     folders = set()
-    for source in sorted(path for path in layout.rebuilt.rglob("*") if path.is_file() and path != last):
-        target = layout.root / source.relative_to(layout.rebuilt)
+    for source in sorted(path for path in rebuilt.rglob("*") if path.is_file() and path != last):
+        target = root / source.relative_to(rebuilt)
         target.parent.mkdir(exist_ok=True)
         source.replace(target)
         folders.add(target.parent)
         durable.step("installed")
     durable.sync_directories(folders)
-    last.replace(layout.definition)
-    durable.sync_directory(layout.hidden)
-    durable.step("described")
-    return load_definition(layout)
+    last.replace(root / _DESCRIPTION)
+
+
+def _install_objects(root: ObjectPath, rebuilt: ObjectPath) -> None:
+    last = rebuilt / _DESCRIPTION
+    for source in rebuilt.tree():
+        if source != last:
+            source.replace(root / source.below(rebuilt))
+            durable.step("installed")
+    last.replace(root / _DESCRIPTION)
 
 
 def _those_there(layout: StoreLayout, records: Sequence[FrameRecord]) -> list[FrameRecord]:

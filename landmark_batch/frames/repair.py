@@ -14,8 +14,9 @@ from .layout import StoreLayout
 from .ledger import LedgerIndex, rewrite_damaged
 from .owner import StoreOwner
 from .relocate import restructure
+from .saved_settings import save_settings
 from .sealed import DamagedError, read_sealed
-from .store import FrameStore, save_settings
+from .store import FrameStore
 
 
 def mend_records(layout: StoreLayout) -> None:

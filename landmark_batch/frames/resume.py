@@ -7,13 +7,13 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import FramesDifferError, StoreError
+from landmark_batch.object_path import StorePath
 
 from .fingerprint import FrameSettings, flight_fingerprints, frame_fingerprint, settings_difference
 from .inventory import check_frame
@@ -54,7 +54,7 @@ class ResumePlan:
             return ""
         return f"{len(self.differing)} of {self.finished} finished frames differ: {', '.join(self.reasons)}"
 
-    def error(self, path: Path) -> FramesDifferError:
+    def error(self, path: StorePath) -> FramesDifferError:
         return FramesDifferError(f"{path}: {self.describe()}", remedy="--update replaces them, -o NEW.zarr keeps them")
 
 

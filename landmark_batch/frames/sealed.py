@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from landmark_batch.object_path import StorePath
 
 _MARK = b',"check":"'
 _TAIL = len(_MARK) + 16 + len(b'"}')
@@ -36,7 +37,7 @@ def unseal(data: bytes) -> dict[str, Any]:
     return values
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: StorePath) -> dict[str, Any]:
     """Values of a sealed file. Raises FileNotFoundError, or DamagedError for anything else that is wrong with it."""
     try:
         return unseal(path.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from zarr.storage import LocalStore
 from landmark_batch import __version__
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import StoreError
+from landmark_batch.object_path import ObjectPath, StorePath, at_once
 
 from . import durable
 from .arrays import COORDINATES, create_coordinate, create_outputs
@@ -65,7 +67,7 @@ def _root_attributes(definition: StoreDefinition) -> dict[str, Any]:
     return {**values, ATTRIBUTE: definition.attribute()}
 
 
-def write_skeleton(root: Path, spec: StoreSpec, info: StoreInfo, flight: Flight, settings: str) -> StoreDefinition:
+def write_skeleton(root: StorePath, spec: StoreSpec, info: StoreInfo, flight: Flight, settings: str) -> StoreDefinition:
     """Write metadata, coordinates, flight.json and store.json under the new directory `root`, synced to disk.
 
     settings: digest. Consolidated metadata is written into the root, so that xarray opens it without looking around.
@@ -76,6 +78,12 @@ def write_skeleton(root: Path, spec: StoreSpec, info: StoreInfo, flight: Flight,
             f"{flight.source}: {len(flight)} frames of {flight.width}×{flight.height} do not fit a store of "
             f"{spec.frames} frames of {spec.width}×{spec.height}"
         )
+    if isinstance(root, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="landmark-batch-") as folder:
+            made = Path(folder) / "store"
+            definition = write_skeleton(made, spec, info, flight, settings)
+            upload(made, root)
+            return definition
     layout = StoreLayout(root)
     definition = StoreDefinition(spec, info, settings, flight_digest(flight))
     try:
@@ -106,3 +114,19 @@ def write_skeleton(root: Path, spec: StoreSpec, info: StoreInfo, flight: Flight,
     except OSError as error:
         raise durable.store_error(error, root) from error
     return whole
+
+
+def upload(folder: Path, root: ObjectPath) -> None:
+    """Every file of a folder to the same name below `root`; the group's zarr.json and the description come last.
+
+    Raises ObjectStoreError.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    last = ["zarr.json", str(StoreLayout(Path()).definition)]
+
+    def send(name: str) -> None:
+        (root / name).replace_bytes(files[name].read_bytes())
+
+    at_once(send, [name for name in files if name not in last])
+    for name in last:
+        send(name)

@@ -8,16 +8,18 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
 from landmark_batch.errors import StaleWriterError
+from landmark_batch.object_path import ObjectPath, StorePath
 
 from . import durable
 from .layout import PARTIAL
+from .object_staging import ObjectFrames, ObjectStage
 
 _counter = itertools.count()
 
@@ -42,8 +44,9 @@ class Stage:
         self._writing = 0
         self._closed = False
 
-    def write(self, final: Path, *parts: bytes | bytearray | memoryview) -> None:
+    def write(self, final: StorePath, *parts: bytes | bytearray | memoryview) -> None:
         """Write these parts to the temporary file of `final` and fsync it. Raises OSError: then it is gone again."""
+        assert isinstance(final, Path)
         temporary = final.with_name(f"{final.name}.{self._tag}.{next(_counter)}{PARTIAL}")
         with self._changed:
             if self._closed:
@@ -60,11 +63,11 @@ class Stage:
                 self._writing -= 1
                 self._changed.notify_all()
 
-    def publish(self) -> dict[Path, int]:
+    def publish(self) -> dict[StorePath, int]:
         """Rename every file to its name, fsync the directories. Returns {file: bytes}. Raises OSError."""
         with self._changed:
             files, self._files = self._files, []
-        published: dict[Path, int] = {}
+        published: dict[StorePath, int] = {}
         for position, item in enumerate(files):
             try:
                 item.temporary.replace(item.final)
@@ -126,3 +129,20 @@ class StagedStore(LocalStore):
         if text is not None:
             return (prototype or default_buffer_prototype()).buffer.from_bytes(text.encode())
         return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+
+
+AnyStage: TypeAlias = Stage | ObjectStage
+
+
+def make_stage(root: StorePath, tag: str) -> AnyStage:
+    """For one commit after another into the store at `root`."""
+    return ObjectStage() if isinstance(root, ObjectPath) else Stage(tag)
+
+
+def staged_store(
+    root: StorePath, *, read_only: bool = False, metadata: Mapping[str, str] | None = None, stage: AnyStage | None = None
+) -> StagedStore | ObjectFrames:
+    """Zarr's view of the frame store at `root`."""
+    if isinstance(root, ObjectPath):
+        return ObjectFrames(root, read_only=read_only, metadata=metadata, stage=stage if isinstance(stage, ObjectStage) else None)
+    return StagedStore(root, read_only=read_only, metadata=metadata, stage=stage if isinstance(stage, Stage) else None)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.cameras.flight import Flight
-from landmark_batch.errors import LandmarkError, StoreError
+from landmark_batch.errors import StoreError
+from landmark_batch.object_path import StorePath
 
-from . import durable
 from .arrays import Array, open_array
+from .create import create_store
 from .definition import StoreDefinition, is_store, load_definition
 from .done import discard_frames, write_done
-from .fence import Fence, change_fence, write_fence
+from .fence import Fence, change_fence
 from .fingerprint import FrameSettings
-from .layout import StoreLayout
+from .layout import StoreLayout, layout_of
 from .ledger import LedgerIndex
-from .process import tag_process, writer_tag
 from .records import FrameRecord
-from .sealed import DamagedError, read_sealed, seal
-from .skeleton import write_skeleton
+from .saved_settings import settings_file
+from .sealed import DamagedError, read_sealed
 from .spec import OutputSpec, StoreInfo, StoreSpec
-from .staging import StagedStore
+from .staging import staged_store
 from .writer import CommitReceipt, FrameWriter, ledger_log
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ class FrameStore:
         self._arrays: dict[str, Array] = {}
 
     @property
-    def path(self) -> Path:
+    def path(self) -> StorePath:
         return self.layout.root
 
     @property
@@ -76,46 +74,29 @@ class FrameStore:
     # -- making and opening
 
     @classmethod
-    def create(cls, path: Path, spec: StoreSpec, flight: Flight, settings: FrameSettings, *, info: StoreInfo | None = None) -> Self:
+    def create(
+        cls, path: StorePath | str, spec: StoreSpec, flight: Flight, settings: FrameSettings, *, info: StoreInfo | None = None
+    ) -> Self:
         """Make an empty store; it appears at `path` whole or not at all. Parents are created.
 
         info: default name from the path, fps from the flight.
         Raises StoreError if there is anything at `path` (an empty directory may be), or it cannot be written.
         """
-        path = Path(path).absolute()
-        _refuse_existing(path)
-        layout = StoreLayout(path.with_name(f".{path.name}.{writer_tag('new')}.creating"))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(path)
-            definition = write_skeleton(layout.root, spec, info or StoreInfo(path.stem, flight.fps), flight, settings.digest)
-            for folder in layout.directories():
-                folder.mkdir(exist_ok=True)
-            save_settings(layout, settings)
-            write_fence(layout, Fence())
-            durable.step("created")
-            layout.root.rename(path)
-            durable.sync_directory(path.parent)
-        except OSError as error:
-            shutil.rmtree(layout.root, ignore_errors=True)
-            if path.exists():
-                _refuse_existing(path)
-            raise durable.store_error(error, path) from error
-        except LandmarkError:
-            shutil.rmtree(layout.root, ignore_errors=True)
-            raise
-        return cls(StoreLayout(path), definition)
+        layout = layout_of(path)
+        return cls(layout, create_store(layout, spec, flight, settings, info))
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: StorePath | str) -> Self:
         """Open for reading. Raises StoreError if there is none, it is foreign, or both of its descriptions are damaged."""
-        layout = StoreLayout(Path(path).absolute())
+        layout = layout_of(path)
         return cls(layout, load_definition(layout))
 
     @classmethod
-    def open_or_create(cls, path: Path, spec: StoreSpec, flight: Flight, settings: FrameSettings, *, info: StoreInfo | None = None) -> Self:
+    def open_or_create(
+        cls, path: StorePath | str, spec: StoreSpec, flight: Flight, settings: FrameSettings, *, info: StoreInfo | None = None
+    ) -> Self:
         """The store at `path` if it holds frames of the job's size and dtypes, else a new one. Raises StoreError as `create`, `require`."""
-        path = Path(path).absolute()
+        path = layout_of(path).root
         if is_store(path):
             store = cls.open(path)
         else:
@@ -161,10 +142,10 @@ class FrameStore:
         """The Zarr array of an output or coordinate, for reading, whatever state the zarr.json files are in."""
         found = self._arrays.get(name)
         if found is None:
-            found = self._arrays[name] = open_array(StagedStore(self.path, read_only=True, metadata=self.definition.metadata), name)
+            found = self._arrays[name] = open_array(staged_store(self.path, read_only=True, metadata=self.definition.metadata), name)
         return found
 
-    def chunk_file(self, output: str, frame: int) -> Path:
+    def chunk_file(self, output: str, frame: int) -> StorePath:
         return self.layout.chunk(output, frame // self.spec.frames_per_shard)
 
     def read(self, output: str, frame: int) -> NDArray[Any]:
@@ -244,43 +225,3 @@ class FrameStore:
         from .repair import repair_store
 
         return repair_store(self, flight, settings, owner=owner)
-
-
-def settings_file(layout: StoreLayout, digest: str) -> Path:
-    return layout.settings / f"{digest}.json"
-
-
-def save_settings(layout: StoreLayout, settings: FrameSettings) -> None:
-    """Keep settings under their digest, so that a later job can say what differs. Raises StoreError."""
-    durable.replace_file(settings_file(layout, settings.digest), seal({"settings": settings.values}))
-
-
-def _refuse_existing(path: Path) -> None:
-    if is_store(path):
-        raise StoreError(f"{path}: there is a frame store already", remedy="open it, or write elsewhere with -o NEW.zarr")
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            raise StoreError(f"{path}: {parent} is a file, not a directory", remedy="name another path with -o NEW.zarr")
-    try:
-        if path.is_dir() and not any(path.iterdir()):
-            return
-    except OSError as error:
-        raise durable.store_error(error, path) from error
-    if path.is_dir():
-        raise StoreError(
-            f"{path}: a foreign directory, not a frame store of landmark-batch; it was not touched",
-            remedy="name another path with -o NEW.zarr",
-        )
-    if path.exists() or path.is_symlink():
-        raise StoreError(f"{path} is a file, not a frame store", remedy="name another path with -o NEW.zarr")
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Half-made stores whose maker died."""
-    prefix, suffix = f".{path.name}.", ".creating"
-    for entry in path.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(suffix):
-            maker = tag_process(entry.name[len(prefix) : -len(suffix)])
-            if maker is not None and maker.is_dead():
-                _log.info("%s: removed, left by process %d", entry, maker.pid)
-                shutil.rmtree(entry, ignore_errors=True)

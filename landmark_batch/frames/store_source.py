@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.errors import StoreError
+from landmark_batch.object_path import StorePath
 
 from .records import FrameRecord, pixel_digest
 from .spec import OutputSpec
@@ -100,8 +100,8 @@ class StoreSource:
         return pixels
 
 
-def open_source(path: Path) -> StoreSource:
+def open_source(path: StorePath | str) -> StoreSource:
     """The frame store at `path`. Raises StoreError if there is none or it is foreign."""
     from .store import FrameStore
 
-    return StoreSource(FrameStore.open(Path(path)))
+    return StoreSource(FrameStore.open(path))

@@ -8,15 +8,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import StoreError
+from landmark_batch.object_path import StorePath
 
 from .adopt import remember_damaged
 from .inventory import check_frame, check_metadata
-from .layout import PARTIAL, chunk_index
+from .layout import PARTIAL, chunk_index, entry_names
 from .owner import StoreOwner
 from .records import FrameRecord
 from .store import FrameStore
@@ -59,7 +59,7 @@ class VerifyReport:
 
 
 def verify_store(
-    path: Path, *, discard_damaged: bool = False, progress: Callable[[int, int], None] | None = None, threads: int | None = None
+    path: StorePath | str, *, discard_damaged: bool = False, progress: Callable[[int, int], None] | None = None, threads: int | None = None
 ) -> VerifyReport:
     """Decode every recorded frame and compare it with its digest; check every other file too. May run beside a job.
 
@@ -119,12 +119,11 @@ def _notes(store: FrameStore, finished: dict[int, FrameRecord]) -> list[str]:
     loose: set[int] = set()
     partial = 0
     for name in store.spec.names:
-        with contextlib.suppress(FileNotFoundError), os.scandir(store.path / name) as entries:
-            for entry in entries:
-                index = chunk_index(entry.name)
-                partial += entry.name.endswith(PARTIAL)
-                if index is not None and not any(frame in finished for frame in store.spec.shard_of(index * store.spec.frames_per_shard)):
-                    loose.update(store.spec.shard_of(index * store.spec.frames_per_shard))
+        for entry in entry_names(store.path / name):
+            index = chunk_index(entry)
+            partial += entry.endswith(PARTIAL)
+            if index is not None and not any(frame in finished for frame in store.spec.shard_of(index * store.spec.frames_per_shard)):
+                loose.update(store.spec.shard_of(index * store.spec.frames_per_shard))
     if loose:
         notes.append(f"frames {format_frame_ranges(sorted(loose))} have files but no record: they will be rendered")
     if partial:

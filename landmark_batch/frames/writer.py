@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from landmark_batch.errors import StaleWriterError, StoreError
+from landmark_batch.errors import StaleWriterError, StoreBusyError, StoreError
+from landmark_batch.object_path import StorePath
 
 from . import durable
 from .arrays import Array, open_array
@@ -28,17 +29,19 @@ from .layout import StoreLayout
 from .ledger import LedgerIndex, LedgerLog
 from .process import this_process, writer_tag
 from .records import FrameRecord, frames_line, pixel_digest
-from .staging import Stage, StagedStore
+from .staging import AnyStage, Stage, make_stage, staged_store
 
 _log = logging.getLogger(__name__)
-_logs: dict[tuple[int, Path, str], LedgerLog] = {}
+_logs: dict[tuple[int, StorePath, str], LedgerLog] = {}
 _logs_lock = threading.Lock()
+_MEETINGS = 5  # of two writers of the same frames, one after another
 
 
-def ledger_log(directory: Path, worker: str) -> LedgerLog:
+def ledger_log(directory: StorePath, worker: str) -> LedgerLog:
     """The log of this worker in this process: all its writers share one file, no other process ever does."""
     with _logs_lock:
-        return _logs.setdefault((os.getpid(), directory.resolve(), worker), LedgerLog(directory, worker))
+        place = directory.resolve() if isinstance(directory, Path) else directory
+        return _logs.setdefault((os.getpid(), place, worker), LedgerLog(directory, worker))
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class FrameWriter:
         self._generation = read_fence(layout).generation if generation is None else generation
         self._record = ledger_log(layout.ledger, worker)
         self._lock = threading.Lock()
-        self._stage: Stage | None = None
+        self._stage: AnyStage | None = None
         self._arrays: dict[str, Array] = {}
         self._encoders: dict[str, FrameEncoder | None] = {}
 
@@ -105,8 +108,8 @@ class FrameWriter:
         self._check(chosen, pixels, fingerprints)
         with self._lock:
             generation = self._fence().generation
-            after = self._replaced(chosen)
             try:
+                after = self._replaced(chosen)
                 sizes, digests, encoding = self._write(chosen, pixels)
                 self._fence()
                 self._record.append(self._line(chosen, fingerprints, digests, sizes, generation, seconds), after=after)
@@ -122,12 +125,17 @@ class FrameWriter:
         fence.check(self._worker, self._generation, self._epoch, self._group)
         return fence
 
-    def _chunk(self, name: str, frame: int) -> Path:
+    def _chunk(self, name: str, frame: int) -> StorePath:
         return self._layout.chunk(name, frame // self._definition.spec.frames_per_shard)
 
     def _replaced(self, frames: list[int]) -> int:
         """Sequence of the newest record of frames that have a file already, -1 for new ones."""
-        old = [frame for frame in frames if any(self._chunk(name, frame).exists() for name in self._definition.spec.names)]
+        names, stage = self._definition.spec.names, self._opened()
+        if isinstance(stage, Stage):
+            old = [frame for frame in frames if any(self._chunk(name, frame).exists() for name in names)]
+        else:
+            there = set(stage.look(self._chunk(name, frame) for frame in frames for name in names))
+            old = [frame for frame in frames if any(self._chunk(name, frame) in there for name in names)]
         return LedgerIndex(self._layout.ledger).refresh().last_sequence(old) if old else -1
 
     def _check(self, frames: list[int], pixels: Mapping[str, NDArray[Any]], fingerprints: Sequence[str]) -> None:
@@ -158,16 +166,12 @@ class FrameWriter:
         """Encode and write all chunk files, then rename them. Returns {output: file size a frame}, {output: digest a frame}, seconds of
         encoding.
         """
-        if self._stage is None:
-            self._stage = Stage(writer_tag(self._worker))
-            store = StagedStore(self._layout.root, metadata=self._definition.metadata, stage=self._stage)
-            self._arrays = {name: open_array(store, name) for name in self._definition.spec.names}
-            self._encoders = {name: frame_encoder(array) for name, array in self._arrays.items()}
+        stage = self._opened()
         try:
-            digests, encoding = self._stage_files(self._stage, frames, pixels)
+            digests, encoding = self._stage_files(stage, frames, pixels)
             durable.step("staged")
             self._fence()
-            published = self._stage.publish()
+            published = self._publish(stage, frames)
         except FileNotFoundError as error:
             raise StaleWriterError(f"{error.filename}: removed under writer {self._worker}: its job has ended") from error
         except OSError as error:
@@ -175,7 +179,29 @@ class FrameWriter:
         durable.step("published")
         return {name: [published[self._chunk(name, frame)] for frame in frames] for name in self._arrays}, digests, encoding
 
-    def _stage_files(self, stage: Stage, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> tuple[dict[str, tuple[str, ...]], float]:
+    def _opened(self) -> AnyStage:
+        if self._stage is None:
+            self._stage = make_stage(self._layout.root, writer_tag(self._worker))
+            store = staged_store(self._layout.root, metadata=self._definition.metadata, stage=self._stage)
+            self._arrays = {name: open_array(store, name) for name in self._definition.spec.names}
+            self._encoders = {name: frame_encoder(array) for name, array in self._arrays.items()}
+        return self._stage
+
+    def _publish(self, stage: AnyStage, frames: Sequence[int]) -> dict[StorePath, int]:
+        """In an object store another writer of this job, or of a later one, may have written a frame since it was looked at."""
+        for _ in range(_MEETINGS):
+            try:
+                return stage.publish()
+            except FileExistsError:
+                if isinstance(stage, Stage):
+                    raise
+                stage.look(self._chunk(name, frame) for frame in frames for name in self._arrays)
+                self._fence()
+        raise StoreBusyError(f"{self._layout.root}: others write frames {list(frames)} again and again")
+
+    def _stage_files(
+        self, stage: AnyStage, frames: list[int], pixels: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, tuple[str, ...]], float]:
         """Encode, write and fsync, several frames at a time: one a thread is in memory twice. Returns {output: digest a frame}, and the
         seconds that went into encoding and digests.
         """
