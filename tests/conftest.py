@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_server import bucket as bucket
+from tests.object_server import object_server as object_server
+
 
 def _reference() -> Path | None:
     root = Path(__file__).resolve().parent.parent

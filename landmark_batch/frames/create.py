@@ -91,9 +91,7 @@ def _refuse_objects(layout: StoreLayout, root: ObjectPath) -> None:
     with contextlib.suppress(StopIteration):
         next(path for path in root.iterdir() if path.name != "done")
         if isinstance(layout.lock, ObjectPath) and not layout.lock.is_file():  # else: a store that was not made to its end
-            raise StoreError(
-                f"{root}: there is something else already, no frame store of landmark-batch; it was not touched", remedy=elsewhere
-            )
+            raise StoreError(f"{root}: foreign objects, not a frame store of landmark-batch; they were not touched", remedy=elsewhere)
 
 
 def _refuse_existing(path: Path) -> None:
