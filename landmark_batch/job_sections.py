@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from landmark_batch.object_path import is_url as is_url
+
 LOOKS: dict[str, int] = {"default": 2930, "sunset": 2180, "sunshine": 1550, "cloudy": 2940, "fog": 1820}  # LandMark's renderer.py
 
 Vector = tuple[float, float, float]
@@ -16,7 +18,6 @@ FloatDtype = Literal["float16", "float32"]
 FrameOrder = Literal["auto", "time", "space", "coarse-to-fine"]
 
 _MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)([bB]?)\s*$")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _SWITCHES = ("rgb", "depth", "alpha")  # of outputs: a dtype, true or false
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -34,11 +35,6 @@ def parse_memory(text: str) -> int:
     if size < 1:
         raise ValueError(f"{text!r} is no memory at all: write it as '8GiB'")
     return size
-
-
-def is_url(location: object) -> bool:
-    """Whether this is a text like https://host/scene.zarr or s3://bucket/scene.zarr; a Path never is."""
-    return isinstance(location, str) and _URL.match(location) is not None
 
 
 class Section(BaseModel):

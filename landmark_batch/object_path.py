@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,11 @@ from typing import IO, Any, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from landmark_batch.errors import ConfigError
-from landmark_batch.job_sections import is_url
 from landmark_batch.object_client import SCHEMES, ObjectStoreError, call, translated, version_of
 
 _ATTEMPTS = 4
 _DELAY = 0.2  # seconds before the second attempt, doubled before each further one
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BATCH = 1000  # keys of one delete
 _BESIDE = 16  # requests
 
@@ -308,6 +309,11 @@ def whole_file(path: StorePath) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_url(location: object) -> bool:
+    """Whether this is a text like https://host/scene.zarr or s3://bucket/scene.zarr; a Path never is."""
+    return isinstance(location, str) and _URL.match(location) is not None
 
 
 def as_store_path(location: str | os.PathLike[str] | ObjectPath) -> StorePath:

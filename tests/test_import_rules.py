@@ -15,6 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 350
 ROOMS = ("scene", "cameras", "model", "parallel", "fetching", "frames", "commands", "workflows", "kernels", "cli", "configs")
 GROUND_FLOOR = ("errors", "job", "job_sections", "job_template", "chunks", "events", "compat", "landmark_options")
+GROUND_FLOOR += ("object_path", "object_client")
+    "errors",
+    "job",
+    "job_sections",
+    "job_template",
+    "chunks",
+    "events",
+    "compat",
+    "landmark_options",
+    "object_path",
+    "object_client",
+)
 
 
 @cache

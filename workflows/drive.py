@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from landmark_batch.chunks import FrameChunk
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 DONE_SECONDS = 15.0  # between two updates of the store's `done` array, for those who look on
 DEPTH = 2  # chunks in a worker's hand: one it renders, one waiting beside it
 PASSING_DEPTH = 3  # of a job before others: with one more that waits, no moment is left in which another job's chunk begins
+SILENCE_SECONDS = 90.0  # for a store in an object store: past the minute after which a silent owner is dead
 OTHERS_SECONDS = 2.0  # between two looks at what processes that share the store have finished
 
 Claim = Callable[[Sequence[int]], tuple[Sequence[int], Sequence[int]]]
@@ -290,8 +292,9 @@ def forget_new_store(order: JobOrder, error: LandmarkError, *, shared: bool) -> 
 
 
 def _take(order: JobOrder) -> StoreOwner:
-    """The store, as soon as the process that gave the order has let it go."""
-    deadline = time.monotonic() + order.patience
+    """The store, as soon as the process that gave the order has let it go, or a driver that died on another host is silent for long."""
+    patience = order.patience if isinstance(order.store, Path) else max(order.patience, SILENCE_SECONDS)
+    deadline = time.monotonic() + patience
     while True:
         try:
             return StoreOwner.acquire(order.store, join=order.join)

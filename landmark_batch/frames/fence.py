@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from landmark_batch.errors import StaleWriterError, StoreError
+from landmark_batch.errors import StaleWriterError, StoreBusyError, StoreError
 from landmark_batch.object_client import ObjectStoreError
+from landmark_batch.object_path import ObjectPath
 
 from . import durable
 from .layout import StoreLayout
@@ -18,6 +19,7 @@ from .ledger import LedgerIndex
 from .locks import store_mutex
 from .sealed import DamagedError, read_sealed, seal
 
+_MEETINGS = 10  # of processes that change a fence in an object store
 _FAR = 1000  # a rebuilt fence is above any generation that was handed out and never recorded
 
 
@@ -38,9 +40,11 @@ class Fence:
 
 
 def write_fence(layout: StoreLayout, fence: Fence) -> None:
-    durable.replace_file(
-        layout.fence, seal({"generation": fence.generation, "min_generation": fence.min_generation, "epochs": dict(fence.epochs)})
-    )
+    durable.replace_file(layout.fence, _sealed(fence))
+
+
+def _sealed(fence: Fence) -> bytes:
+    return seal({"generation": fence.generation, "min_generation": fence.min_generation, "epochs": dict(fence.epochs)})
 
 
 def read_fence(layout: StoreLayout) -> Fence:
@@ -70,9 +74,24 @@ def change_fence(layout: StoreLayout, change: Callable[[Fence], Fence]) -> Fence
 
 def change_fence_locked(layout: StoreLayout, change: Callable[[Fence], Fence]) -> Fence:
     """As `change_fence`, for callers that hold the mutex."""
+    if isinstance(layout.fence, ObjectPath):
+        return _change_object(layout, layout.fence, change)
     fence = change(read_or_rebuild(layout))
     write_fence(layout, fence)
     return fence
+
+
+def _change_object(layout: StoreLayout, file: ObjectPath, change: Callable[[Fence], Fence]) -> Fence:
+    """Over the very fence that was read: a mutex in an object store is taken from who holds it for too long."""
+    for _ in range(_MEETINGS):
+        found = file.found()
+        fence = change(read_or_rebuild(layout))
+        try:
+            file.put(_sealed(fence), over=None if found is None else found.version)
+            return fence
+        except FileExistsError:
+            continue
+    raise StoreBusyError(f"{file}: others change it again and again", remedy="see who else uses this store, then try again")
 
 
 def next_generation(fence: Fence) -> Fence:

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import zarr
 
 from landmark_batch.errors import ConfigError, FramesDifferError, StaleWriterError, StoreBusyError, StoreError
 from landmark_batch.frames import entries, object_lock, owner
+from landmark_batch.frames.fence import Fence, change_fence_locked, read_fence
 from landmark_batch.frames.fingerprint import flight_fingerprints
 from landmark_batch.frames.layout import layout_of
 from landmark_batch.frames.ledger import LedgerIndex, LedgerLog
@@ -254,6 +256,21 @@ def test_a_mutex_of_the_dead_is_free_and_a_silent_one_after_a_while(url: str, mo
     monkeypatch.setattr(object_lock, "_STALE_SECONDS", 0.2)
     with store_mutex(layout, timeout=5):
         assert lock.read_bytes() != elsewhere
+
+
+def test_a_fence_is_never_lowered_by_one_who_was_held_up(url: str) -> None:
+    """Its mutex was taken over while it was between reading the fence and writing it."""
+    store = FrameStore.create(url, make_spec(4), FLIGHT, SETTINGS)
+    seen: list[int] = []
+
+    def slow(fence: Fence) -> Fence:
+        seen.append(fence.generation)
+        if len(seen) == 1:
+            change_fence_locked(store.layout, lambda found: replace(found, generation=found.generation + 10))
+        return replace(fence, generation=fence.generation + 1)
+
+    assert change_fence_locked(store.layout, slow).generation == seen[0] + 11
+    assert read_fence(store.layout).generation == seen[0] + 11
 
 
 def test_one_owner_at_a_time(url: str) -> None:
