@@ -13,7 +13,7 @@ from typing import Any
 from landmark_batch.errors import StoreError
 
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
-RETRY_SECONDS = 60.0  # in which a request that failed for no lasting reason is tried again
+RETRY_SECONDS = 30.0  # in which a request that failed for no lasting reason is tried again
 REQUEST_SECONDS = 120.0  # of one request, its body included
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist", "container does not exist")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403 Forbidden", "401 Unauthorized", "ExpiredToken")
@@ -52,7 +52,8 @@ def _client(bucket: str, process: int) -> Any:
     library(bucket)
     from obstore.store import from_url
 
-    retries: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
+    waits = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2}
+    retries: dict[str, Any] = {"max_retries": 12, "retry_timeout": timedelta(seconds=RETRY_SECONDS), "backoff": waits}
     options: dict[str, Any] = {"allow_http": True, "connect_timeout": "10s", "timeout": f"{REQUEST_SECONDS:.0f}s"}
     return from_url(bucket, client_options=options, retry_config=retries)
 

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from landmark_batch.errors import ConfigError
-from landmark_batch.object_client import SCHEMES, ObjectStoreError, call, translated, version_of
+from landmark_batch.object_client import RETRY_SECONDS, SCHEMES, ObjectStoreError, call, translated, version_of
 
 _ATTEMPTS = 4
 _DELAY = 0.2  # seconds before the second attempt, doubled before each further one
@@ -143,13 +143,13 @@ class ObjectPath:
 
     def read(self) -> tuple[bytes, ObjectStat]:
         """The whole object and its state. Raises FileNotFoundError."""
-        attempt = 0
+        attempt, began = 0, time.monotonic()
         while True:
             try:
                 answer = self._call("get", self.key)
                 return self._body(answer.bytes), _stat(answer.meta)
             except ObjectStoreError as error:
-                attempt = _again(error, attempt)
+                attempt = _again(error, attempt, began)
 
     def read_bytes(self) -> bytes:
         """Raises FileNotFoundError."""
@@ -163,12 +163,12 @@ class ObjectPath:
         """Bytes from `start` to before `end`; both lie in the object. Raises FileNotFoundError."""
         if start >= end:
             return b""
-        attempt = 0
+        attempt, began = 0, time.monotonic()
         while True:
             try:
                 return self._body(lambda: self._call("get_range", self.key, start=start, end=end))
             except ObjectStoreError as error:
-                attempt = _again(error, attempt)
+                attempt = _again(error, attempt, began)
 
     def _body(self, take: Any) -> bytes:
         try:
@@ -186,7 +186,7 @@ class ObjectPath:
         Raises FileExistsError where there is another state: then nothing was written.
         """
         mode: Any = "create" if over is None else over
-        attempt = 0
+        attempt, began = 0, time.monotonic()
         while True:
             try:
                 return version_of(self._call("put", self.key, data, mode=mode, use_multipart=False))
@@ -200,7 +200,7 @@ class ObjectPath:
                     raise
                 attempt += 1  # two at once got into each other's way, and neither stands
             except ObjectStoreError as error:
-                attempt = _again(error, attempt)
+                attempt = _again(error, attempt, began)
 
     def _holds(self, data: bytes) -> Version | None:
         """The object's state if it holds these bytes."""
@@ -287,9 +287,9 @@ def _stat(meta: Any) -> ObjectStat:
     return ObjectStat(int(meta["size"]), meta["last_modified"].timestamp(), version_of(meta))
 
 
-def _again(error: ObjectStoreError, attempt: int) -> int:
-    """Wait before the next attempt; raises the error after the last, or where waiting does not help."""
-    if not error.passing or attempt + 1 >= _ATTEMPTS:
+def _again(error: ObjectStoreError, attempt: int, began: float) -> int:
+    """Wait before the next attempt; raises the error after the last, where waiting does not help, or where the library waited long."""
+    if not error.passing or attempt + 1 >= _ATTEMPTS or time.monotonic() - began > RETRY_SECONDS / 2:
         raise error
     time.sleep(_DELAY * 2**attempt)
     return attempt + 1

@@ -15,18 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 350
 ROOMS = ("scene", "cameras", "model", "parallel", "fetching", "frames", "commands", "workflows", "kernels", "cli", "configs")
 GROUND_FLOOR = ("errors", "job", "job_sections", "job_template", "chunks", "events", "compat", "landmark_options")
-GROUND_FLOOR += ("object_path", "object_client")
-    "errors",
-    "job",
-    "job_sections",
-    "job_template",
-    "chunks",
-    "events",
-    "compat",
-    "landmark_options",
-    "object_path",
-    "object_client",
-)
+OBJECTS = ("object_path", "object_client")
 
 
 @cache
@@ -177,7 +166,7 @@ def test_nothing_is_loaded_that_could_run_code() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("name", GROUND_FLOOR)
+@pytest.mark.parametrize("name", GROUND_FLOOR + OBJECTS)
 def test_the_ground_floor_knows_no_room_and_no_torch(name: str) -> None:
     file = ROOT / "landmark_batch" / f"{name}.py"
     assert not found(file, "torch", "numpy", "zarr", "dask")
