@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from landmark_batch.errors import StoreError
+from landmark_batch.events import ChunkDone, Event
 from landmark_batch.frames.layout import layout_of
 from landmark_batch.frames.owner import store_owners
 from landmark_batch.frames.store import FrameStore
@@ -21,6 +22,7 @@ from landmark_batch.object_path import ObjectPath, as_store_path
 from landmark_batch.workflows.control import running_jobs
 from landmark_batch.workflows.export import export_images
 from landmark_batch.workflows.render import run_render
+from tests.workflows.block_jobs import SLOTS, block_job, write_flight, write_town
 from tests.workflows.conftest import FRAMES, RenderProcess, pixels
 
 MakeJob = Callable[..., RenderJob]
@@ -72,3 +74,26 @@ def test_a_killed_job_goes_on_in_its_bucket(
     with Image.open(next(iter((tmp_path / "tiny/rgb").glob("*.png")))) as picture:
         assert picture.tobytes() == FrameStore.open(url).read("rgb", 5).tobytes()
     assert (tmp_path / "tiny.log").is_file()
+
+
+@pytest.mark.usefixtures("inline")
+def test_blocks_are_fetched_by_the_plan_that_lies_in_the_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers read which blocks frames see, and in which order frames go out, from the run's place in the store."""
+    monkeypatch.chdir(tmp_path)
+    _, scene = write_town(tmp_path)
+    cameras, url = write_flight(tmp_path), f"{bucket}/town.zarr"
+    inside: list[set[str]] = []
+    folder = layout_of(url).hidden / "runs"
+
+    def look(event: Event) -> None:
+        if isinstance(event, ChunkDone) and not inside:
+            inside.append({path.name for run in folder.iterdir() for path in run.iterdir()})
+
+    result = run_render(block_job(scene, cameras, Path("unused"), *SLOTS, f"output.store={url}"), sinks=[look])
+    assert result.state == "complete" and result.counters["fetch_loads"] > 0
+    assert inside and inside[0] >= {"snapshot.json", "flight.npz", "seen.npz", "route.npz"}
+    calm = block_job(scene, cameras, tmp_path / "calm.zarr", "fetching.mode=resident")
+    run_render(calm)
+    root = as_store_path(url)
+    assert isinstance(root, ObjectPath) and isinstance(calm.store_path, Path)
+    assert {name: (root / name).read_bytes() for name in pixels(calm.store_path)} == pixels(calm.store_path)
