@@ -21,11 +21,10 @@ from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.store_source import open_source
-from landmark_batch.job import RenderJob
+from landmark_batch.job import RenderJob, video_suffix
 
 Progress = Callable[[int, int], None]
 Frames = str | Iterable[int] | None
-_SUFFIXES = {"ffv1": ".mkv", "prores_ks": ".mov", "dnxhd": ".mov", "dnxhr": ".mov", "libvpx-vp9": ".webm"}
 
 
 def default_images_folder(store: Path, output: str) -> Path:
@@ -36,7 +35,7 @@ def default_images_folder(store: Path, output: str) -> Path:
 
 def default_video_file(store: Path, codec: str = "libx264") -> Path:
     """city.zarr -> city.mp4, or .mkv for ffv1, .mov for prores_ks and dnxhr, .webm for libvpx-vp9"""
-    return store.with_name(store.name.removesuffix(".zarr") + _SUFFIXES.get(codec, ".mp4"))
+    return store.with_name(store.name.removesuffix(".zarr") + video_suffix(codec))
 
 
 def export_images(
