@@ -104,7 +104,7 @@ class RenderJob(Section):
 
     @property
     def video_path(self) -> Path:
-        return self.video.file or self._beside_store(_CONTAINERS.get(self.video.codec, ".mp4"))
+        return self.video.file or self._beside_store(video_suffix(self.video.codec))
 
     @property
     def images_dir(self) -> Path:
@@ -120,7 +120,14 @@ class RenderJob(Section):
         return store.with_name(store.name.removesuffix(".zarr") + suffix)
 
 
-_CONTAINERS = {"ffv1": ".mkv", "prores_ks": ".mov", "dnxhd": ".mov", "dnxhr": ".mov", "libvpx-vp9": ".webm"}  # not for .mp4
+_CONTAINERS = {"ffv1": ".mkv", "prores_ks": ".mov", "dnxhd": ".mov", "dnxhr": ".mov", "libvpx-vp9": ".webm"}
+
+
+def video_suffix(codec: str) -> str:
+    """Of the file that holds a codec's film where no other was asked for."""
+    return _CONTAINERS.get(codec, ".mp4")
+
+
 _PATH_KEYS = (
     ("scene", "checkpoint"),
     ("cameras", "file"),

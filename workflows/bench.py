@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from landmark_batch.workflows.machine import Machine, Placement, choose_device, 
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.request import RenderRequest, scene_request
 from landmark_batch.workflows.result import RenderResult
+from landmark_batch.workflows.saved_report import SavedReport
 from landmark_batch.workflows.simulated import FULL_FRAMES, SchedulingCost, scheduling_cost, simulated_job, simulated_request
 
 PARTS = ("render", "write", "export", "scheduling")
@@ -55,7 +55,7 @@ class BenchBar:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(SavedReport):
     """rows in the order measured; bars that are promised; machine and job they were measured on."""
 
     rows: tuple[BenchRow, ...]
@@ -67,16 +67,6 @@ class BenchReport:
     def as_dict(self) -> dict[str, Any]:
         bars = [{**asdict(bar), "held": bar.held} for bar in self.bars]
         return {"rows": [asdict(row) for row in self.rows], "bars": bars, "job": self.job, "machine": self.machine, "at": self.at}
-
-    def save(self, path: Path) -> Path:
-        """Write the report as JSON. Returns the path. Raises ConfigError where it cannot be written."""
-        try:
-            path.write_text(json.dumps(self.as_dict(), indent=2), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot write it: {error.strerror or error}", remedy="name a file in a folder you may write to"
-            ) from None
-        return path
 
     def describe(self) -> str:
         """The table for people."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from landmark_batch.frames.store_source import open_source
 from landmark_batch.frames.video_settings import VideoSettings
 from landmark_batch.workflows.export import default_video_file
 from landmark_batch.workflows.machine import describe_machine
+from landmark_batch.workflows.saved_report import SavedReport
 
 CODECS = ("libx264", "libx265", "libsvtav1", "dnxhr", "prores_ks", "ffv1")
 HEAD = ("what", "bits", "MB a frame", "frames/s", "frames/s a core", "copies")
@@ -64,7 +64,7 @@ class ExportRow:
 
 
 @dataclass(frozen=True)
-class ExportBench:
+class ExportBench(SavedReport):
     """rows in the order measured. threads: that images and films were given. notes: what was left out, and why."""
 
     width: int
@@ -82,16 +82,6 @@ class ExportBench:
     def as_dict(self) -> dict[str, Any]:
         rows = [{**asdict(row), "copies": row.copies} for row in self.rows]
         return {**asdict(self), "rows": rows}
-
-    def save(self, path: Path) -> Path:
-        """Write the report as JSON. Returns the path. Raises ConfigError where it cannot be written."""
-        try:
-            path.write_text(json.dumps(self.as_dict(), indent=2), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot write it: {error.strerror or error}", remedy="name a file in a folder you may write to"
-            ) from None
-        return path
 
 
 def bench_export(

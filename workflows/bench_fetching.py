@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from landmark_batch.job import RenderJob
 from landmark_batch.workflows.itinerary import route_chunks
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
 from landmark_batch.workflows.request import RenderRequest, scene_request
+from landmark_batch.workflows.saved_report import SavedReport
 
 if TYPE_CHECKING:
     from landmark_batch.fetching.choice import FetchChoice
@@ -60,7 +59,7 @@ class FetchRun:
 
 
 @dataclass(frozen=True)
-class FetchingBench:
+class FetchingBench(SavedReport):
     """dynamic, resident: the runs; resident None where the scene does not fit. planned: loads of Belady's plan. link: GB/s of a plain
     copy from pinned host memory, 0 on a CPU. order: of the chunks.
     """
@@ -92,14 +91,6 @@ class FetchingBench:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {**asdict(self), "ratio": self.ratio}
-
-    def save(self, path: Path) -> Path:
-        """Write the figures as JSON. Returns the path. Raises ConfigError where it cannot be written."""
-        try:
-            path.write_text(json.dumps(self.as_dict(), indent=2), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot write it: {error.strerror or error}", remedy="name a file you may write to") from None
-        return path
 
     def describe(self) -> str:
         """A table for people."""

@@ -21,12 +21,11 @@ from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.store_source import open_source
-from landmark_batch.job import RenderJob
+from landmark_batch.job import RenderJob, video_suffix
 from landmark_batch.object_path import StorePath, as_store_path
 
 Progress = Callable[[int, int], None]
 Frames = str | Iterable[int] | None
-_SUFFIXES = {"ffv1": ".mkv", "prores_ks": ".mov", "dnxhd": ".mov", "dnxhr": ".mov", "libvpx-vp9": ".webm"}
 
 
 def default_images_folder(store: StorePath, output: str) -> Path:
@@ -38,8 +37,12 @@ def default_images_folder(store: StorePath, output: str) -> Path:
 
 def default_video_file(store: StorePath, codec: str = "libx264") -> Path:
     """city.zarr -> city.mp4, or .mkv for ffv1, .mov for prores_ks and dnxhr, .webm for libvpx-vp9"""
+<<<<<<< HEAD
     store = _here(store)
     return store.with_name(store.name.removesuffix(".zarr") + _SUFFIXES.get(codec, ".mp4"))
+=======
+    return store.with_name(store.name.removesuffix(".zarr") + video_suffix(codec))
+>>>>>>> 2979d7c5de3f219ac6e3a75939d661da7a71e77a
 
 
 def _here(store: StorePath | str) -> Path:

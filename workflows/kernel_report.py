@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from landmark_batch.errors import ConfigError
 from landmark_batch.workflows.bench_side import Ceilings
+from landmark_batch.workflows.saved_report import SavedReport
 
 HEAD = ("stage", "ms a frame", "share", "GB/s", "of copy", "GFLOP/s", "of GEMM", "torch ms", "torch / this")
 
@@ -37,7 +35,7 @@ class FrameTime:
 
 
 @dataclass(frozen=True)
-class KernelReport:
+class KernelReport(SavedReport):
     """rows: stages at the first size. times: by size and runtime. ratio: torch over this runtime at that size, None for torch itself.
 
     product: the matrix product that rows are held against, FLOP/s. counts: samples a mean ray. counted: what FLOP and bytes are.
@@ -66,16 +64,6 @@ class KernelReport:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
-
-    def save(self, path: Path) -> Path:
-        """Write the report as JSON. Returns the path. Raises ConfigError where it cannot be written."""
-        try:
-            path.write_text(json.dumps(self.as_dict(), indent=2), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot write it: {error.strerror or error}", remedy="name a file in a folder you may write to"
-            ) from None
-        return path
 
     def title(self) -> str:
         first = self.times[0]

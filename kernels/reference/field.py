@@ -102,6 +102,15 @@ def appearance(
     return features
 
 
+def sample_blocks(rays: Tensor, ray: Tensor, t: Tensor, box: Sequence[float], division: Sequence[int], *, cut: bool) -> Tensor:
+    """Block [M] int64 that each sample's features come from, -1 for none. cut: the division is of a scene's whole planes."""
+    xyz = _normalise(rays, ray, t, box)
+    if cut:
+        return _find_blocks(xyz, division).to(torch.int64)
+    block, exists = _enter_blocks(xyz, division)
+    return torch.where(exists, block, -1).to(torch.int64)
+
+
 def _chunks(t: Tensor) -> Iterator[slice]:
     """Slices of the samples, whole matrix-product tiles long. What is computed for a sample does not depend on its chunk."""
     size = CPU_CHUNK if t.device.type == "cpu" else CUDA_CHUNK

@@ -28,7 +28,7 @@ from .visibility import FrustumBlocks
 class Fetcher:
     """Brings blocks into slots, frame by frame along a route. A `BlockSource` for the frame that was begun last.
 
-    base: the scene without its planes, this rank's channels of it. cut: blocks are parts of one plane. Raises as BlockStore.base.
+    base: the scene without its planes, this rank's channels of it. Raises as BlockStore.base.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Fetcher:
     ) -> None:
         self.store, self.settings, self.device = store, settings, device
         self.base = store.base(shard)
-        self.cut = store.origins is not None
         self._route = route
         self._cache = BlockCache(
             store,

@@ -48,7 +48,7 @@ class FetchingRenderer:
             self._ray_passes = RayPasses(self._fused, tables)
         else:
             self._plain = Renderer(base, settings, device, threads=self._threads, tables=tables)
-            self._tile_passes = TilePasses(self._plain, fetcher.store.division, fetcher.cut)
+            self._tile_passes = TilePasses(self._plain, fetcher.store.division)
 
     def render(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None

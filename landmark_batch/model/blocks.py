@@ -53,16 +53,12 @@ class BlockSource(Protocol):
 
 
 class FrameFetcher(BlockSource, Protocol):
-    """A source that knows which blocks frames need. base: the scene without its planes, this rank's channels of it. cut: the blocks are
-    parts of whole planes.
-    """
+    """A source that knows which blocks frames need. base: the scene without its planes, this rank's channels of it."""
 
     @property
     def base(self) -> SceneWeights: ...
     @property
     def tables(self) -> BlockTables: ...
-    @property
-    def cut(self) -> bool: ...
 
     def begin(self, frame: int | None, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> list[int]:
         """A frame comes: the blocks it needs. frame: its number in the flight, None for a camera that is not of it."""

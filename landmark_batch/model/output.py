@@ -25,7 +25,6 @@ class RenderOutput:
     rgb: [H, W, 3] float32 in 0..1, on the background (transparent: premultiplied by alpha). depth: [H, W] float32, sum of
     weight * t. alpha: [H, W] float32, sum of weights. counters: rays, samples (rays * samples a ray), survived (inside the box and
     the mask), coloured (above the weight threshold). stages: seconds by stage, summed over threads (CPU, or asked for).
-    ready: after which the pixels stand on a CUDA device, of a renderer that has begun its next frame already on the same stream.
     """
 
     rgb: Tensor
@@ -33,7 +32,6 @@ class RenderOutput:
     alpha: Tensor
     counters: dict[str, int]
     stages: dict[str, float] = field(default_factory=dict)
-    ready: torch.cuda.Event | None = field(default=None, compare=False, repr=False)
 
     def numpy(self) -> dict[str, NDArray[np.float32]]:
         """rgb, depth and alpha as numpy arrays."""
@@ -44,7 +42,7 @@ class RenderOutput:
         `landmark_batch.model.quantise.quantise_begin`. The frame's tensors are not to be changed before it is finished.
         """
         rendered = {"rgb": self.rgb, "depth": self.depth, "alpha": self.alpha}
-        return quantise_begin(rendered, outputs, frame=frame, into=into, ready=self.ready)
+        return quantise_begin(rendered, outputs, frame=frame, into=into)
 
     def quantised(
         self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None

@@ -6,7 +6,7 @@ ray are known, and a ray's colours are summed when all of them are: the bits are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
-from landmark_batch.kernels.reference.field import _enter_blocks, _normalise
 from landmark_batch.kernels.weighing import STOP
 from landmark_batch.model.blocks import BlockSource, in_passes
 from landmark_batch.model.field import Field
 from landmark_batch.model.renderer import Renderer, TileOutput, full_precision
-from landmark_batch.model.sampling import Samples, flat_box
+from landmark_batch.model.sampling import Samples
 from landmark_batch.model.tiles import Tile
+from landmark_batch.model.touched import blocks_of, present_blocks
 from landmark_batch.scene.weights import SceneConfig
 
 Item = TypeVar("Item")
@@ -54,9 +54,9 @@ class FieldInPasses:
     One thread may use it, since one hold ends before the next begins.
     """
 
-    def __init__(self, field: Field, config: SceneConfig, division: Sequence[int], cut: bool, source: BlockSource) -> None:
+    def __init__(self, field: Field, config: SceneConfig, division: Sequence[int], source: BlockSource) -> None:
         self._field, self._config, self._source = field, config, source
-        self._division, self._cut = tuple(division), cut
+        self._division = tuple(division)
 
     def density(self, rays: Tensor, samples: Samples) -> Tensor:
         """As Field.density."""
@@ -74,9 +74,8 @@ class FieldInPasses:
 
     def _passes(self, rays: Tensor, samples: Samples, step: int = 1) -> Iterator[Tensor]:
         """Indices of the samples whose blocks are present, pass by pass. step: -1 for blocks of high numbers first."""
-        unit = _normalise(rays, samples.ray, samples.t, flat_box(self._config.aabb))
-        block = _blocks(unit, self._division, cut=self._cut)
-        for group in in_passes(_union([block])[::step], self._source.capacity):
+        block = blocks_of(rays, samples, self._config, self._division)
+        for group in in_passes(present_blocks([block])[::step], self._source.capacity):
             with self._source.hold(group):
                 yield _inside(block, group, self._division)
 
@@ -84,11 +83,10 @@ class FieldInPasses:
 class TilePasses:
     """Renders tiles by a `Renderer` whose blocks sit in slots, fewer than a frame needs."""
 
-    def __init__(self, renderer: Renderer, division: Sequence[int], cut: bool) -> None:
-        """division: blocks along x, y. cut: they are parts of one plane, see `BlockTables`."""
+    def __init__(self, renderer: Renderer, division: Sequence[int]) -> None:
+        """division: blocks along x, y, see `BlockTables`."""
         self._renderer = renderer
         self._division = tuple(division)
-        self._cut = cut
 
     def render_tiles(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, tiles: Sequence[Tile], source: BlockSource
@@ -109,12 +107,12 @@ class TilePasses:
             yield from self._finish_band(band, source)
 
     def _finish_band(self, band: list[_Part], source: BlockSource) -> Iterator[TileOutput]:
-        needed = _union(part.block for part in band)
+        needed = present_blocks(part.block for part in band)
         for group in in_passes(needed, source.capacity):
             with source.hold(group):
                 self._each(band, lambda part, group=group: self._add_density(part, group))  # type: ignore[misc]
         self._each(band, self._weigh)
-        needed = _union(part.block.index_select(0, part.coloured) for part in band)
+        needed = present_blocks(part.block.index_select(0, part.coloured) for part in band)
         for group in in_passes(needed[::-1], source.capacity):  # those of the last density pass are there still
             with source.hold(group):
                 self._each(band, lambda part, group=group: self._add_appearance(part, group))  # type: ignore[misc]
@@ -138,8 +136,7 @@ class TilePasses:
         renderer = self._renderer
         rays = pixel_rays(pose, lens, renderer.settings.pixel_center, tile.pixels(width, renderer.device), width)
         samples = renderer._sampler.march(rays)
-        unit = _normalise(rays, samples.ray, samples.t, flat_box(renderer.config.aabb))
-        block = _blocks(unit, self._division, cut=self._cut)
+        block = blocks_of(rays, samples, renderer.config, self._division)
         nothing = samples.t.new_zeros(0)
         feature = torch.zeros_like(samples.t)  # what a sample outside all blocks has
         return _Part(tile, rays, samples, block, feature, nothing, block.new_zeros(0), samples, nothing)
@@ -181,23 +178,8 @@ class TilePasses:
         return TileOutput(tile, rgb, depth, alpha, counters, {})
 
 
-def _blocks(unit: Tensor, division: Sequence[int], *, cut: bool) -> Tensor:
-    """Block [M] int64 of samples at unit [3, M] in [-1, 1]; -1 for none."""
-    if not cut:
-        block, exists = _enter_blocks(unit, division)
-        return torch.where(exists, block, -1).to(torch.int64)
-    column, row = (unit[axis].add(1).div_(2 / division[axis]).floor_().clamp_(0, division[axis] - 1) for axis in range(2))
-    return column.mul_(division[1]).add_(row).to(torch.int64)
-
-
 def _inside(block: Tensor, group: Sequence[int], division: Sequence[int]) -> Tensor:
     """Indices of the samples whose block [M] is in the group."""
     present = torch.zeros(division[0] * division[1] + 1, dtype=torch.bool, device=block.device)
     present[torch.tensor(group, dtype=torch.int64, device=block.device)] = True  # the last row is of -1
     return present.index_select(0, block % present.shape[0]).nonzero().squeeze(1)
-
-
-def _union(blocks: Iterable[Tensor]) -> list[int]:
-    """Ascending, without -1."""
-    found = [torch.unique(part) for part in blocks]
-    return sorted({int(b) for part in found for b in part.tolist() if b >= 0})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.cameras.rays import pixel_rays
-from landmark_batch.kernels.reference.field import _enter_blocks, _find_blocks, _normalise
+from landmark_batch.kernels.reference.field import sample_blocks
 from landmark_batch.model.pool import TilePool
-from landmark_batch.model.sampling import Sampler, flat_box
+from landmark_batch.model.sampling import Sampler, Samples, flat_box
 from landmark_batch.model.tiles import Tile, frame_tiles
 from landmark_batch.scene.weights import SceneConfig
 
@@ -37,17 +37,11 @@ def touched_blocks(
     device = torch.device(device)
     pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(device)
     lens = torch.tensor([float(value) for value in intrinsics], dtype=torch.float32, device=device)
-    box = flat_box(config.aabb)
 
     def look(tile: Tile) -> list[int]:
         with torch.inference_mode():
             rays = pixel_rays(pose, lens, pixel_center, tile.pixels(width, device), width)
-            samples = sampler.march(rays)
-            unit = _normalise(rays, samples.ray, samples.t, box)
-            touched = torch.zeros(division[0] * division[1], dtype=torch.bool, device=device)
-            touched[_blocks_of(unit, config.layout, division)] = True
-            found: list[int] = touched.nonzero().view(-1).tolist()
-            return found
+            return present_blocks([blocks_of(rays, sampler.march(rays), config, division)])
 
     pool = TilePool(torch.get_num_threads() if device.type == "cpu" else 0)
     try:
@@ -57,9 +51,12 @@ def touched_blocks(
         pool.close()
 
 
-def _blocks_of(unit: Tensor, layout: str, division: tuple[int, int]) -> Tensor:
-    """Blocks [K] int64 of the samples at `unit` [3, M] in [-1, 1] that have one."""
-    if layout == "multi-block":
-        block, exists = _enter_blocks(unit, division)
-        return block[exists].to(torch.int64)
-    return _find_blocks(unit, division).to(torch.int64)
+def blocks_of(rays: Tensor, samples: Samples, config: SceneConfig, division: Sequence[int]) -> Tensor:
+    """Block [M] int64 of each sample, -1 for none. division: as for `touched_blocks`."""
+    return sample_blocks(rays, samples.ray, samples.t, flat_box(config.aabb), division, cut=config.layout != "multi-block")
+
+
+def present_blocks(blocks: Iterable[Tensor]) -> list[int]:
+    """Those that any of the samples lies in, ascending. blocks: [M] int64 each, -1 for none."""
+    found = [torch.unique(part) for part in blocks]
+    return sorted({int(block) for part in found for block in part.tolist() if block >= 0})

@@ -170,7 +170,7 @@ class TilePart(_TiledPart):
         super().open(group, weights, threads)
         self._renderer = Renderer(weights, self.settings, self.device, threads=threads, tables=self.tables)
         if self.fetcher is not None:
-            self._passes = TilePasses(self._renderer, self.fetcher.tables.division, self.fetcher.cut)
+            self._passes = TilePasses(self._renderer, self.fetcher.tables.division)
 
     def sums(self, order: Order) -> Sums:
         tiles = self.frame_share(order.width, order.height).tiles[self.row]

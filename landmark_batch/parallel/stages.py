@@ -55,7 +55,7 @@ class TensorStages:
         """Inside, blocks are brought as samples need them, a few at a time."""
         field = self._field
         assert isinstance(field, Field)
-        self._field = FieldInPasses(field, self.config, fetcher.tables.division, fetcher.cut, fetcher)
+        self._field = FieldInPasses(field, self.config, fetcher.tables.division, fetcher)
         try:
             yield
         finally:

@@ -18,9 +18,3 @@ def as_location(location: SceneLocation | os.PathLike[str]) -> SceneLocation:
     if location.lower().startswith("file://"):
         return Path(unquote(urlsplit(location).path))
     return location.rstrip("/")
-
-
-def location_name(location: SceneLocation) -> str:
-    """The last part of a path or of a URL."""
-    found = as_location(location)
-    return found.name if isinstance(found, Path) else urlsplit(found).path.rpartition("/")[2] or found

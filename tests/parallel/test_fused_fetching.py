@@ -18,8 +18,7 @@ from landmark_batch.fetching.fetcher import Fetcher
 from landmark_batch.fetching.flight_blocks import FlightBlocks
 from landmark_batch.fetching.route import Route
 from landmark_batch.kernels import fused
-from landmark_batch.kernels.reference.field import _normalise
-from landmark_batch.model.passes import _blocks
+from landmark_batch.kernels.reference.field import sample_blocks
 from landmark_batch.parallel import share, tensor_frame
 from landmark_batch.parallel.orders import render_order
 from landmark_batch.parallel.parts import FusedTensorPart, Sums
@@ -55,7 +54,7 @@ def kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         filled = slots.where(slots >= 0, planes[0].shape[0])
         found = march(*before, box, division, filled, with_zeros(planes), with_zeros(lines), resolutions, basis, capacity, **cut)
         count = min(capacity, int(found[6][0]))
-        block = _blocks(_normalise(given[0], found[0][:count], found[1][:count], box), division, cut=bool(cut))
+        block = sample_blocks(given[0], found[0][:count], found[1][:count], box, division, cut=bool(cut))
         found[6][2] = ((block >= 0) & (slots[block.clamp(min=0)] < 0)).sum()
         return found
 
