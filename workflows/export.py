@@ -37,12 +37,8 @@ def default_images_folder(store: StorePath, output: str) -> Path:
 
 def default_video_file(store: StorePath, codec: str = "libx264") -> Path:
     """city.zarr -> city.mp4, or .mkv for ffv1, .mov for prores_ks and dnxhr, .webm for libvpx-vp9"""
-<<<<<<< HEAD
     store = _here(store)
-    return store.with_name(store.name.removesuffix(".zarr") + _SUFFIXES.get(codec, ".mp4"))
-=======
     return store.with_name(store.name.removesuffix(".zarr") + video_suffix(codec))
->>>>>>> 2979d7c5de3f219ac6e3a75939d661da7a71e77a
 
 
 def _here(store: StorePath | str) -> Path:
