@@ -92,6 +92,7 @@ class LandmarkBatch(click.Group):
         from landmark_batch.commands import logs
 
         logs.start(debug=debug)
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise, whatever FFmpeg's log level
         try:
             code = super().main(words, prog_name, complete_var, standalone_mode=False, obj={"words": words}, **extra)
             return code if isinstance(code, int) else 0

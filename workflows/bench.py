@@ -1,11 +1,11 @@
-"""bench: what rendering costs bare and as a job, what storing, exporting and scheduling add; one run, one table."""
+"""bench job: what rendering costs bare and as a job, what storing, exporting, starting and scheduling add; one run, one table."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +15,17 @@ from landmark_batch.chunks import format_frame_ranges, split_frames
 from landmark_batch.errors import ConfigError
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob, load_job
-from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, place_workers
-from landmark_batch.workflows.render import run_render
-from landmark_batch.workflows.request import RenderRequest, scene_request
-from landmark_batch.workflows.result import RenderResult
-from landmark_batch.workflows.saved_report import SavedReport
-from landmark_batch.workflows.simulated import FULL_FRAMES, SchedulingCost, scheduling_cost, simulated_job, simulated_request
+from landmark_batch.workflows.bench_commands import Launch, start_up, time_command
+from landmark_batch.workflows.bench_job import JobBench, place
+from landmark_batch.workflows.bench_report import BenchReport, Findings, Tell
+from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
+from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
+from landmark_batch.workflows.request import scene_request
 
-PARTS = ("render", "write", "export", "scheduling")
-JOB_BAR = 1.15  # job wall over bare rendering, start-up left out
-SCHEDULING_BAR = 0.01  # of rendering, with frames of 100 ms in chunks of 8 on two workers
-SIMULATED_CHUNK = 8
-SIMULATED_WORKERS = 2
-Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One measured figure."""
-
-    part: str
-    what: str
-    value: float
-    unit: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class BenchBar:
-    """A bound that a figure should keep."""
-
-    what: str
-    value: float
-    limit: float
-
-    @property
-    def held(self) -> bool:
-        return self.value <= self.limit
-
-
-@dataclass(frozen=True)
-class BenchReport(SavedReport):
-    """rows in the order measured; bars that are promised; machine and job they were measured on."""
-
-    rows: tuple[BenchRow, ...]
-    bars: tuple[BenchBar, ...]
-    job: dict[str, Any]
-    machine: dict[str, Any]
-    at: float = field(default_factory=time.time)
-
-    def as_dict(self) -> dict[str, Any]:
-        bars = [{**asdict(bar), "held": bar.held} for bar in self.bars]
-        return {"rows": [asdict(row) for row in self.rows], "bars": bars, "job": self.job, "machine": self.machine, "at": self.at}
-
-    def describe(self) -> str:
-        """The table for people."""
-        rows = [(row.part, row.what, f"{row.value:,.{_digits(row.value)}f}", row.unit, row.note) for row in self.rows]
-        rows += [("bar", bar.what, f"{bar.value:.4f}", f"≤ {bar.limit:g}", "held" if bar.held else "NOT held") for bar in self.bars]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(5)]
-        return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}} {d:{widths[3]}}  {e}".rstrip() for a, b, c, d, e in rows)
+PARTS = ("render", "start", "write", "export", "scheduling")
+DEMO_FRAMES = 24  # of the demo's flight, where nobody says how many
+START_FRAMES = 4  # of the command whose start is measured
+START_BAR = 5.0  # seconds from command to first frame, warm, on a GPU
 
 
 def run_bench(
@@ -81,63 +33,79 @@ def run_bench(
     job: RenderJob | None = None,
     *,
     frames: int | None = None,
-    simulated_frames: int = 480,
-    simulated_seconds: float = 0.1,
+    simulated_frames: int = 2560,
+    simulated_seconds: float = 0.01,
+    simulated_chunk: int = 128,
     parts: Sequence[str] = PARTS,
+    settings: Sequence[str] = (),
     machine: Machine | None = None,
+    launch: Launch | None = None,
     tell: Tell | None = None,
 ) -> BenchReport:
     """Measure `parts` in one run and return the figures. folder: where scenes, stores and exports of the bench go; stays.
 
-    job: what is rendered, default the small demo city. frames: of the flight, default all of it. simulated_frames: of the
-    scheduling bench (10,000 take some nine minutes; the report says what a shorter run says of 10,000). tell: gets one line a step.
+    job: what is rendered, default the small demo city. frames: of the flight, default all of it (24 of the demo's). simulated_*: frames
+    of the scheduling bench, what each takes, and how many make a chunk (100,000 of 10 ms take some nine minutes; a shorter run says
+    what they would take). settings: SECTION.KEY=VALUE that changed the job file, for commands. launch: starts commands of this
+    program; without it nothing is said of what takes a command: part start, and resume and status in part scheduling. tell: gets
+    one line a step.
     Raises ConfigError for an unknown part, and as `run_render`.
     """
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise ConfigError(f"bench {', '.join(unknown)}: no such part", remedy=f"parts are {', '.join(PARTS)}")
     machine = machine or describe_machine()
-    bench = _Bench(folder, machine, tell or (lambda line: None))
+    found = Findings(tell)
+    bench = _Bench(folder, machine, found, launch)
     folder.mkdir(parents=True, exist_ok=True)
-    if {"render", "write", "export"} & set(parts):
+    if set(parts) - {"scheduling"}:
         bench.choose(job, frames)
+    if {"render", "write", "export"} & set(parts):
         bench.render()
-        if "write" in parts:
-            bench.write()
-        if "export" in parts:
-            bench.export()
+    if "start" in parts and launch is not None:
+        bench.start(launch, settings)
+    if "write" in parts:
+        bench.write()
+    if "export" in parts:
+        bench.export()
     if "scheduling" in parts:
-        bench.scheduling(simulated_frames, simulated_seconds)
-    return BenchReport(tuple(bench.rows), tuple(bench.bars), bench.described, machine.as_dict())
+        demo = bench.demo() if launch is not None and simulated_frames > LEFT_OUT else None  # else there is no store to go on with
+        place_ = _fresh(folder / "simulated")
+        place_.mkdir()
+        bench_scheduling(place_, simulated_frames, simulated_seconds, simulated_chunk, found, machine=machine, demo=demo, launch=launch)
+    return BenchReport(tuple(found.rows), tuple(found.bars), bench.described, machine.as_dict())
 
 
 class _Bench:
-    def __init__(self, folder: Path, machine: Machine, tell: Tell) -> None:
+    def __init__(self, folder: Path, machine: Machine, found: Findings, launch: Launch | None) -> None:
         self.folder = folder
         self.machine = machine
-        self.tell = tell
-        self.rows: list[BenchRow] = []
-        self.bars: list[BenchBar] = []
+        self.found = found
+        self.launch = launch
         self.described: dict[str, Any] = {}
+        self._demo: Path | None = None
 
-    def add(self, part: str, what: str, value: float, unit: str, note: str = "") -> None:
-        self.rows.append(BenchRow(part, what, value, unit, note))
+    def demo(self) -> Path:
+        """The job file of the small demo city, made once."""
+        if self._demo is None:
+            from landmark_batch.scene.demo import write_demo
+
+            with self._timed("making the demo city") as took:
+                self._demo = write_demo(self.folder / "demo").job
+            self.found.add("demo", "scene, flight and job", took[0], "s")
+        return self._demo
 
     def choose(self, job: RenderJob | None, frames: int | None) -> None:
         """The job that is measured, its store in the bench's folder."""
         if job is None:
-            from landmark_batch.scene.demo import write_demo
-
-            with self._timed("making the demo city") as took:
-                job = load_job(write_demo(self.folder / "demo").job)
-            self.add("demo", "scene, flight and job", took[0], "s")
+            job, frames = load_job(self.demo()), frames or DEMO_FRAMES
         request = scene_request(job, choose_device(job.parallel, self.machine))
         wanted = request.wanted[:frames] if frames else request.wanted
         output = job.output.model_copy(update={"store": self.folder / "bench.zarr"})
         cameras = job.cameras.model_copy(update={"frames": format_frame_ranges(wanted)})
         job = job.model_copy(update={"output": output, "cameras": cameras})
         self.job, self.request = job, replace(request, job=job, wanted=wanted)
-        self.placement, _ = place_workers(job.parallel, self.machine, device=request.device, worker_memory=request.worker_memory)
+        self.placement = place(job, request, self.machine)
         self.described = {
             "name": job.name,
             "frames": len(wanted),
@@ -152,29 +120,25 @@ class _Bench:
         }
 
     def render(self) -> None:
-        """Bare rendering, half of it before the job and half after, so that a machine that drifts drifts for both."""
-        wanted = self.request.wanted
-        half = (len(wanted) + 1) // 2
-        self.tell(f"bare rendering, {half} frames")
-        bare = time_bare(self.request, self.placement, wanted[:half])
-        self.tell(f"the job, {len(wanted)} frames on {self.placement.workers} workers")
-        result = self._job()
-        self.tell(f"bare rendering, {len(wanted) - half} frames")
-        bare += time_bare(self.request, self.placement, wanted[half:]) if len(wanted) > half else 0.0
-        count, wall = len(wanted), result.seconds - result.startup_seconds
-        self.add("render", "bare renderer", count / bare, "frames/s", f"{bare:.2f} s; {_on(self.placement)}, no store")
-        self.add("render", "job", count / wall, "frames/s", f"{wall:.2f} s, first chunk to end; {self.placement.workers} workers")
-        self.add("render", "start-up of the job", result.startup_seconds, "s", "plan, store, workers, scene; not in the line above")
-        for stage in ("render", "quantise", "copy", "wait", "encode", "write", "idle"):
-            self.add("render", f"  {stage}, over all workers", result.stages.get(stage, 0.0), "s")
-        self.bars.append(BenchBar("job / bare rendering", wall / bare, JOB_BAR))
+        JobBench(self.folder, self.job, self.request, self.placement, self.machine, self.found).measure()
 
-    def _job(self) -> RenderResult:
-        result = run_render(self.job, overwrite=True, dashboard=False, machine=self.machine)
-        error = result.error()
-        if error is not None:
-            raise error
-        return result
+    def start(self, launch: Launch, settings: Sequence[str]) -> None:
+        """From command to first frame by stage: `render` of a few frames in a process of its own, twice; the second is warm."""
+        if self.job.path is None:
+            return
+        store = _fresh(self.folder / "start.zarr")
+        frames = format_frame_ranges(self.request.wanted[:START_FRAMES])
+        words = ["render", str(self.job.path), "-o", str(store), "--frames", frames, "--overwrite", "--no-dashboard", "--no-latest"]
+        words += [word for setting in settings for word in ("--set", setting)]
+        self.found.tell(f"render of {START_FRAMES} frames, in a new process, twice")
+        runs = [time_command(launch, words, self.folder / "command.txt", log=store.with_suffix(".log")) for _ in range(2)]
+        warm = start_up(runs[1])
+        note = f"warm; {self.placement.device_name}; CPU of all processes {runs[1].cpu:.1f} s, first time {start_up(runs[0]).total:.2f} s"
+        self.found.add("start", "from command to the first finished chunk", warm.total, "s", note)
+        for stage, seconds in warm.seconds.items():
+            self.found.add("start", f"  {stage}", seconds, "s")
+        if self.placement.gpus:
+            self.found.bar("from command to first frame, warm", warm.total, START_BAR, "s")
 
     def write(self) -> None:
         """The frames of the job, committed again by one writer, in chunks of the job."""
@@ -183,7 +147,7 @@ class _Bench:
         target = FrameStore.create(
             _fresh(self.folder / "write.zarr"), spec, self.request.flight, self.request.settings, info=self.request.info
         )
-        self.tell(f"store writing, {len(wanted)} frames")
+        self.found.tell(f"store writing, {len(wanted)} frames")
         reading = writing = 0.0
         size = 0
         with target.writer("bench") as writer:
@@ -195,9 +159,9 @@ class _Bench:
                 writing += receipt.write_seconds
                 size += receipt.bytes
         raw = spec.bytes_per_frame * len(wanted)
-        self.add("write", "store writing", len(wanted) / writing, "frames/s", "one process; encoded, fsynced, recorded")
-        self.add("write", "  uncompressed", raw / writing / 1e6, "MB/s", f"compressed {raw / max(1, size):.2f} : 1")
-        self.add("write", "store reading", raw / reading / 1e6, "MB/s", "one process; decoded")
+        self.found.add("write", "store writing", len(wanted) / writing, "frames/s", "one process; encoded, fsynced, recorded")
+        self.found.add("write", "  uncompressed", raw / writing / 1e6, "MB/s", f"compressed {raw / max(1, size):.2f} : 1")
+        self.found.add("write", "store reading", raw / reading / 1e6, "MB/s", "one process; decoded")
 
     def export(self) -> None:
         from landmark_batch.workflows.export import export_images, export_video
@@ -205,74 +169,19 @@ class _Bench:
         store, count = self.job.store_path, len(self.request.wanted)
         if "rgb" not in self.request.spec.names:
             return
-        self.tell(f"export of {count} images and a film")
+        self.found.tell(f"export of {count} images and a film")
         images = export_images(store, _fresh(self.folder / "images"), frames=self.request.wanted, force=True)
-        self.add("export", "images, png", count / images.seconds, "frames/s", f"{images.bytes / 1e6:.1f} MB")
+        self.found.add("export", "images, png", count / images.seconds, "frames/s", f"{images.bytes / 1e6:.1f} MB")
         film = export_video(store, self.folder / "bench.mp4", frames=self.request.wanted, job_fps=self.job.video.fps)
-        self.add("export", f"film, {film.codec}", count / film.seconds, "frames/s", f"{film.bytes / 1e6:.2f} MB")
-
-    def scheduling(self, frames: int, seconds: float) -> None:
-        cost = measure_scheduling(_fresh(self.folder / "simulated.zarr"), frames, seconds, machine=self.machine, tell=self.tell)
-        note = f"{frames} frames of {1000 * seconds:.0f} ms, chunks of {SIMULATED_CHUNK}, {cost.workers} workers"
-        self.add("scheduling", "between two chunks of a worker", 1000 * cost.per_chunk(), "ms", note)
-        self.add("scheduling", "waiting between chunks", 100 * cost.scheduling_share, "%", "of rendering")
-        self.add("scheduling", "everything but rendering", 100 * cost.share, "%", f"of this run; its tail alone {cost.tail:.2f} s")
-        if frames != FULL_FRAMES:
-            self.add(
-                "scheduling",
-                f"  the same for {FULL_FRAMES:,} frames",
-                100 * cost.share_of(FULL_FRAMES),
-                "%",
-                "extrapolated: cost of a chunk × chunks, one tail",
-            )
-        self.bars.append(BenchBar(f"scheduling of {FULL_FRAMES:,} frames / rendering", cost.share_of(FULL_FRAMES), SCHEDULING_BAR))
+        self.found.add("export", f"film, {film.codec}", count / film.seconds, "frames/s", f"{film.bytes / 1e6:.2f} MB")
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[list[float]]:
-        self.tell(what)
+        self.found.tell(what)
         took = [0.0]
         started = time.perf_counter()
         yield took
         took[0] = time.perf_counter() - started
-
-
-def time_bare(request: RenderRequest, placement: Placement, frames: Sequence[int]) -> float:
-    """Seconds to render frames with nothing around the renderer: one process, all cores of the job's workers (or its first GPU).
-
-    On several GPUs the time of one is divided by their number: the job can be no faster.
-    """
-    from landmark_batch.workflows.renderers import open_renderer
-
-    threads = placement.workers * placement.threads
-    renderer, _ = open_renderer(request.renderer, request.job, request.device, threads)
-    flight = request.flight
-    lenses = [tuple(float(value) for value in lens) for lens in flight.intrinsics]
-    renderer.render(flight.c2w[frames[0]], lenses[frames[0]], min(32, flight.width), min(32, flight.height)).numpy()  # libraries load
-    started = time.perf_counter()
-    for frame in frames:
-        renderer.render(flight.c2w[frame], lenses[frame], flight.width, flight.height).numpy()
-    return (time.perf_counter() - started) / max(1, len(placement.gpus))
-
-
-def measure_scheduling(
-    store: Path, frames: int, seconds: float, *, machine: Machine | None = None, tell: Tell | None = None, workers: int = SIMULATED_WORKERS
-) -> SchedulingCost:
-    """Run a simulated job and take its time apart. store: is made there. Raises as `run_render`."""
-    machine = machine or describe_machine()
-    job = simulated_job(store, chunk_frames=SIMULATED_CHUNK, workers=workers)
-    if tell is not None:
-        tell(f"scheduling: {frames} simulated frames of {1000 * seconds:.0f} ms on {workers} workers, {frames * seconds / workers:.0f} s")
-    chunks = 0
-
-    def count(event: object) -> None:
-        nonlocal chunks
-        chunks += type(event).__name__ == "ChunkDone"
-
-    result = run_render(job, request=simulated_request(job, frames, seconds), machine=machine, dashboard=False, sinks=[count])
-    error = result.error()
-    if error is not None:
-        raise error
-    return scheduling_cost(result, chunks, seconds)
 
 
 def _fresh(path: Path) -> Path:
@@ -282,14 +191,3 @@ def _fresh(path: Path) -> Path:
         if not candidate.exists():
             return candidate
     raise ConfigError(f"{path.parent}: too many earlier benches", remedy="empty that folder")
-
-
-def _on(placement: Placement) -> str:
-    if placement.gpus:
-        return f"one GPU, divided by {len(placement.gpus)}" if len(placement.gpus) > 1 else "one GPU"
-    threads = placement.workers * placement.threads
-    return f"{threads} thread{'s' * (threads > 1)}"
-
-
-def _digits(value: float) -> int:
-    return 3 if abs(value) < 1 else 2 if abs(value) < 100 else 0

@@ -150,7 +150,7 @@ def _told(past: Sequence[Event]) -> Sequence[Event]:
 def _say_missing(store: StorePath, job: RunningJob, end: JobDone | None) -> None:
     """end: the job's last word, which knows what it wanted; without one, all frames of the store are looked for."""
     found = FrameStore.open(store)
-    missing = list(end.missing) if end is not None else sorted(set(range(found.spec.frames)) - set(found.finished()))
+    missing = list(end.missing) if end is not None else sorted(set(range(found.spec.frames)) - found.standing())
     if missing:
         raise RenderIncompleteError(
             f"job {job.name} has ended; of {found.spec.frames} frames of {store} {len(missing)} missing: {format_frame_ranges(missing)}",

@@ -27,7 +27,7 @@ from landmark_batch.workflows.builds import note_build
 from landmark_batch.workflows.costs import cut_chunks
 from landmark_batch.workflows.driver import Driver
 from landmark_batch.workflows.graph import RenderGraph
-from landmark_batch.workflows.itinerary import route_chunks
+from landmark_batch.workflows.itinerary import count_chunks, route_chunks
 from landmark_batch.workflows.joblog import events_logger, job_log
 from landmark_batch.workflows.machine import group_shape
 from landmark_batch.workflows.order import ABORT_FILE, STOP_FILE, JobOrder, is_set
@@ -180,8 +180,8 @@ class _Drive:
     def _left_to_others(self, store: FrameStore, owner: StoreOwner, folder: StorePath, frames: Sequence[int]) -> list[int]:
         """Wait for frames that another process has claimed; returns those that became free because it ended without them."""
         while not (self.record.fatal or is_set(folder, STOP_FILE, ABORT_FILE)):
-            finished = store.finished()
-            missing = [frame for frame in frames if frame not in finished and frame not in self.record.failed]
+            standing = store.standing()
+            missing = [frame for frame in frames if frame not in standing and frame not in self.record.failed]
             if not missing:
                 return []
             free = owner.claim(missing)
@@ -194,7 +194,8 @@ class _Drive:
 
     def _tell_start(self, store: FrameStore, todo: Sequence[int]) -> None:
         costs = self.request.costs
-        chunks = len(cut_chunks(todo, self.order.chunk_frames, store.spec.commit_unit, costs))
+        unit = store.spec.commit_unit
+        chunks = count_chunks(self.request, cut_chunks(todo, self.order.chunk_frames, unit, costs), unit=unit)
         self.record.emit(
             JobStarted(
                 name=self.job.name,
@@ -260,8 +261,8 @@ def outcome(
     startup: float | None = None,
 ) -> RenderResult:
     """What a run came to, by what stands in its store."""
-    finished, wanted = store.finished(), order.request.wanted
-    missing = tuple(frame for frame in wanted if frame not in finished)
+    standing, wanted = store.standing(), order.request.wanted
+    missing = tuple(frame for frame in wanted if frame not in standing)
     seconds = time.time() - order.started if seconds is None else seconds
     return RenderResult(
         state="complete" if not missing else "interrupted" if interrupted else "incomplete",
@@ -284,7 +285,7 @@ def outcome(
 def forget_new_store(order: JobOrder, error: LandmarkError, *, shared: bool) -> None:
     """After an error before the first frame: a store that was made for this run goes again, and a log that says no more than the error."""
     path = order.store
-    if not order.created or shared or (is_store(path) and FrameStore.open(path).finished()):
+    if not order.created or shared or (is_store(path) and FrameStore.open(path).standing()):
         return
     remove_tree(path)
     if error.exit_code == ConfigError.exit_code and not order.logged:
@@ -316,5 +317,5 @@ def _claim(store: FrameStore, owner: StoreOwner, frames: Sequence[int]) -> tuple
     mine = owner.claim(frames)
     if len(mine) == len(frames):
         return mine, ()
-    finished = store.finished()
-    return mine, [frame for frame in frames if frame in finished and frame not in mine]
+    standing = store.standing()
+    return mine, [frame for frame in frames if frame in standing and frame not in mine]

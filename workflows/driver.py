@@ -20,20 +20,19 @@ from landmark_batch.errors import DiskFullError, GroupError, LandmarkError, Rend
 from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event
 from landmark_batch.workflows.feeder import Feeder
 from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Refused, Steering, WorkerPool
+from landmark_batch.workflows.setbacks import Setbacks
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # own errors, and separately crashes of its worker, after which a chunk is set aside
 KILLS = 10  # times that a chunk's worker was killed from outside (also by the system, for its memory), after which it is, too
-WORKER_FAILURES = 3  # different chunks that failed on a worker, none done between, after which it gets no more
 SILENCE = (10.0, 30.0)  # times the slowest chunk so far, and at least so many seconds, until a worker counts as hung
 SETUP_FAILURES = 3  # workers that could not open the job, before the job gives up
-HOPELESS = 10  # chunks set aside one after another, none rendered between, before the job gives up
 
 
 @dataclass
 class DriverResult:
-    """failed: chunk number -> its last error. fatal: what ended the job before its time."""
+    """failed: chunk number -> its last error. fatal: what ended the job before its time. receipts: `frames` counted, no lists."""
 
     done: set[int] = field(default_factory=set)
     failed: dict[int, str] = field(default_factory=dict)
@@ -72,10 +71,11 @@ class Driver:
         self._deaths: Counter[int] = Counter()
         self._kills: Counter[int] = Counter()
         self._setup_failures = 0
-        self._set_aside_in_a_row = 0
+        self._setbacks = Setbacks()
         self._begun: dict[int, float] = {}  # chunk -> when its rendering began
         self._slowest = 0.0
-        self._blamed: dict[str, set[int]] = {}  # worker -> chunks that failed on it since it did one
+        self._failures: dict[str, tuple[str, str]] = {}  # worker's name -> address and error of its last failure
+        self._excluded: set[str] = set()  # addresses
         self._worker_timeout = worker_timeout
         self._render_timeout = render_timeout
         self._poll = poll
@@ -133,8 +133,9 @@ class Driver:
         while fed:  # one chunk a worker and round, so that nobody waits for another's second
             fed = False
             for address in self._feeder.workers:
-                number = None if address in resting else self._feeder.take(address)
+                number = None if address in resting else self._feeder.take(address, apart=self._setbacks.apart)
                 if number is not None:
+                    self._setbacks.taken(number)
                     attempt = self._attempt[number]
                     self._attempt[number] += 1
                     self._out[number] = (attempt, address)
@@ -206,14 +207,18 @@ class Driver:
             self._feeder.give_back(address, number)
             return
         self._feeder.done(address, number)
-        self._setup_failures = self._set_aside_in_a_row = 0
+        self._setup_failures = 0
         self._slowest = max(self._slowest, float(receipt["seconds"]))
-        self._blamed.pop(self._names.get(address, address), None)
         result = self._result
         result.done.add(number)
         again = receipt["skipped"] if message.attempt else ()  # an earlier attempt rendered them, its receipt was lost
-        result.rendered += len(receipt["frames"]) + len(again)
-        result.receipts.append({key: value for key, value in receipt.items() if key != "digests"})
+        rendered = len(receipt["frames"]) + len(again)
+        result.rendered += rendered
+        if rendered:
+            self._setbacks.rendered(number, self._names.get(address, address))
+            self._exclude_suspects()
+        told = {key: value for key, value in receipt.items() if key not in ("digests", "skipped")}
+        result.receipts.append({**told, "frames": len(receipt["frames"])})
         self._emit(
             ChunkDone(
                 chunk=self._chunks[number].id,
@@ -245,16 +250,22 @@ class Driver:
             self._set_aside(lost[0])
 
     def _blame(self, address: str, number: int, reason: str) -> None:
-        """A worker on which several chunks have failed is suspect itself, unless it is the last."""
         name = self._names.get(address, address)
-        blamed = self._blamed.setdefault(name, set())
-        if number in blamed:
-            return
-        blamed.add(number)
-        others = set(self._pool.workers()) - self._pool.resting() - {address}
-        if len(blamed) == WORKER_FAILURES and others:
-            logger.warning("worker %s gets no more chunks: %d different ones failed on it, the last with: %s", name, len(blamed), reason)
-            self._pool.exclude(address, reason)
+        self._failures[name] = address, reason
+        self._setbacks.failed(number, name)
+        self._exclude_suspects()
+
+    def _exclude_suspects(self) -> None:
+        """Workers that are at fault themselves rest, unless one is the last."""
+        for name in self._setbacks.suspects:
+            address, reason = self._failures[name]
+            if address not in self._excluded and set(self._pool.workers()) - self._pool.resting() - {address}:
+                self._excluded.add(address)
+                count = self._setbacks.failures_of(name)
+                logger.warning(
+                    "worker %s gets no more chunks: %d different ones failed on it alone, the last with: %s", name, count, reason
+                )
+                self._pool.exclude(address, reason)
 
     def _fail(self, number: int, address: str, message: Failed) -> None:
         error = message.error
@@ -287,11 +298,12 @@ class Driver:
 
     def _set_aside(self, number: int) -> None:
         self._feeder.drop(number)
-        self._set_aside_in_a_row += 1
-        if self._set_aside_in_a_row >= HOPELESS:
+        self._setbacks.set_aside(number)
+        if self._setbacks.hopeless:
             self._give_up(
                 RenderIncompleteError(
-                    f"{HOPELESS} chunks failed one after another, the last with: {self._result.failed[number]}",
+                    f"{self._setbacks.row} chunks from all over the flight failed one after another,"
+                    f" the last with: {self._result.failed[number]}",
                     remedy="the log file holds every error; the same command goes on where this one stopped",
                 )
             )

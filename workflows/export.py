@@ -149,7 +149,7 @@ class PlannedSource:
             metres_per_unit=job.scene.metres_per_unit,
         )
 
-    def finished(self) -> Mapping[int, Mapping[str, str]]:
+    def finished(self, frames: Iterable[int] | None = None) -> Mapping[int, Mapping[str, str]]:
         return {}
 
     def read(self, output: str, frame: int) -> NDArray[Any]:

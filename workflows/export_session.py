@@ -220,7 +220,7 @@ class ExportSession:
                 part = next((part for part in self._segments if self._ready.issuperset(part)), None)
             if part is None:
                 return
-            finished = self._source.finished()
+            finished = self._source.finished(part)
             digests = {frame: finished[frame][video.settings.output] for frame in part}
             with suppress(Stopped):
                 video.encode(part, digests, stop=self._stop.is_set)

@@ -105,16 +105,19 @@ class Feeder(Generic[W]):
         self._returned.extend(lost)
         return lost
 
-    def take(self, worker: W) -> int | None:
+    def take(self, worker: W, *, apart: bool = False) -> int | None:
         """The next chunk for a worker, or None while its hand is full, nothing is left or it is unknown.
 
-        The last chunks, fewer than there are workers, go to empty hands only, so that all workers end together.
+        The last chunks, fewer than there are workers, go to empty hands only, so that all workers end together. apart: a new one comes
+        from the middle of the longest range that anybody has; it is not the neighbour of the one before.
         """
         hand = self._in_hand.get(worker)
         if hand is None or len(hand) >= self._depth or (hand and self.left < len(self._in_hand)):
             return None
         chunk = self._again(worker)
         if chunk is None:
+            if apart:
+                self._move(worker)
             chunk = self._next(worker)
         if chunk is not None:
             hand.append(chunk)
@@ -143,6 +146,17 @@ class Feeder(Generic[W]):
                 longest.stop = middle
         own.start += 1
         return own.start - 1
+
+    def _move(self, worker: W) -> None:
+        """Have a worker go on in the middle of the longest range; what it leaves behind waits for others."""
+        own = self._ranges[worker]
+        longest = max([*self._ranges.values(), *self._orphans], key=self._cost)
+        if not longest:
+            return
+        middle = self._middle(longest)
+        self._ranges[worker] = _Range(middle, longest.stop)
+        longest.stop = middle
+        self._orphans = [left for left in [*self._orphans, own] if left]
 
     def _cost(self, chunks: _Range) -> float:
         return self._before[chunks.stop] - self._before[chunks.start]

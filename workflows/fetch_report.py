@@ -83,9 +83,9 @@ class FetchReport:
         each = f" in each of {self.groups} groups" if self.groups > 1 else ""
         rows = [
             ("blocks", f"{self.blocks_mean:.1f} a frame on average, {self.blocks_max} at most"),
-            ("needed", f"{self.working_set} of {self.scene_blocks} blocks, {_gigabytes(self.working_set * self.block_bytes)}"),
-            ("slots", f"{self.slots}{each}, {_gigabytes(self.slots * self.block_bytes)}"),
-            *([("passes", self._describe_passes())] if order.passes else []),
+            ("needed", f"{self.working_set} of {self.scene_blocks} blocks, {_bytes(self.working_set * self.block_bytes)}"),
+            ("slots", f"{self.slots}{each}, {_bytes(self.slots * self.block_bytes)}"),
+            *([("crowded", self._describe_crowded())] if order.passes else []),
             ("order", self._describe_order()),
             ("moved", self._moved(order.loads)),
             ("demand", f"{self._moved(order.demand)}: each block when its frame comes, in flight order"),
@@ -95,10 +95,10 @@ class FetchReport:
 
     def _moved(self, loads: int) -> str:
         times = f", {loads / self.order.loads:.2f} x" if self.order.loads and loads != self.order.loads else ""
-        return f"{loads} block{'s' * (loads != 1)}, {_gigabytes(loads * self.block_bytes)}{times}"
+        return f"{loads} block{'s' * (loads != 1)}, {_bytes(loads * self.block_bytes)}{times}"
 
-    def _describe_passes(self) -> str:
-        return f"{self.order.passes} of {self.frames} frames need more blocks than there are slots: loaded for densities, then for colours"
+    def _describe_crowded(self) -> str:
+        return f"{self.order.passes} of {self.frames} frames need more blocks than there are slots: rendered part by part, or in passes"
 
     def _describe_order(self) -> str:
         found = self.order.candidates
@@ -161,5 +161,9 @@ def describe_fetching(
     )
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.3g} GB" if count < 1e12 else f"{count / 1e12:.3g} TB"
+def _bytes(count: int) -> str:
+    """In the unit that fits: 950 bytes, 1.2 MB, 34 GB."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"

@@ -59,10 +59,21 @@ def route_chunks(request: RenderRequest, chunks: Sequence[FrameChunk], groups: i
     return ChunkRoute(tuple(chunks[i] for i in numbers), tuple(costs[i] for i in numbers), order, order.cuts)
 
 
+def count_chunks(request: RenderRequest, chunks: Sequence[FrameChunk], *, unit: int | None = None) -> int:
+    """How many chunks go out for those in flight order: with 'coarse-to-fine' their frames are cut again. unit: as for `route_chunks`."""
+    if request.job.output.order != "coarse-to-fine" or not chunks:
+        return len(chunks)
+    return sum(len(level) for level in _levels(request, chunks, unit or request.spec.commit_unit))
+
+
+def _levels(request: RenderRequest, chunks: Sequence[FrameChunk], unit: int) -> list[list[FrameChunk]]:
+    frames, size = [frame for chunk in chunks for frame in chunk.frames], max(len(chunk.frames) for chunk in chunks)
+    return coarse_to_fine(frames, size, flight=request.wanted, unit=unit)
+
+
 def _coarse_to_fine(request: RenderRequest, chunks: Sequence[FrameChunk], groups: int, slots: int | None, unit: int) -> ChunkRoute:
     """Each level in flight order, or in space where blocks are fetched; every group goes through all levels."""
-    frames, size = [frame for chunk in chunks for frame in chunk.frames], max(len(chunk.frames) for chunk in chunks)
-    levels = coarse_to_fine(frames, size, flight=request.wanted, unit=unit)
+    levels = _levels(request, chunks, unit)
     if slots is not None:
         for number, level in enumerate(levels):
             order = _in_space(request, level, _costs(request, level) or (), slots, 1)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from landmark_batch.errors import GroupError, LandmarkError
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.opened import open_snapshot, open_timeline
+from landmark_batch.workflows.ranges import RENDER, on_track
 from landmark_batch.workflows.session import RenderSession, describe
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ class GroupMember:
                 return
             self._state = "serving"
             assert self._renderer is not None
-            self._renderer.serve()
+            with on_track(RENDER):
+                self._renderer.serve()
             self._leave()
         except BaseException as error:  # noqa: BLE001  told, and the process ends
             self.fence(error, "")

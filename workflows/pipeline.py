@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
+from landmark_batch.workflows.load import LoadMeter
+from landmark_batch.workflows.ranges import COPIES, RENDER, mark, on_track
 from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 AHEAD = 1  # frames that a renderer has begun beyond the one that is taken
 COPYING = 2  # frames that are rendered and not yet in their arrays
 CHUNKS = 2  # chunks, or parts of them, whose pixels are in memory
+_NOTICEABLE = 1e-4  # seconds of waiting that a trace shows
 
 Pixels: TypeAlias = dict[str, NDArray[Any]]
 Camera: TypeAlias = tuple[NDArray[np.float64], tuple[float, ...], int, int]  # c2w [3, 4], (fl_x, fl_y, cx, cy), width, height
@@ -51,7 +54,7 @@ class ChunkArrays:
             self._changed.wait_for(lambda: bool(self._free))
             self._free.sort(key=_length)
             found = self._free.pop()
-            out = self._most - len(self._free)
+            out = self.out
         if found is None or _length(found) < frames:
             found = None  # its memory goes before the new one comes
             try:
@@ -66,6 +69,11 @@ class ChunkArrays:
         with self._changed:
             self._free.append(None if self._closed else pixels)
             self._changed.notify()
+
+    @property
+    def out(self) -> int:
+        """Sets that somebody has."""
+        return self._most - len(self._free)
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -94,7 +102,8 @@ def _length(pixels: Pixels | None) -> int:
 class FilledChunk(AbstractContextManager["FilledChunk"]):
     """Rendered frames of a chunk, the last of them still on their way into its arrays. Left, it gives these back.
 
-    most: frames that were on their way at once. chunks: sets of arrays that were out when it began.
+    most: frames that were on their way at once. chunks: sets of arrays that were out when it began. begun, rendered, copied: frames that
+    the renderer has begun, has given, and that are in their arrays. over: the arrays are another's.
     """
 
     def __init__(self, arrays: ChunkArrays, frames: int, stages: defaultdict[str, float]) -> None:
@@ -102,12 +111,14 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
         self._arrays, self._stages = arrays, stages
         self._whole, self.chunks = arrays.take(frames)
         self.pixels: Pixels = {name: values[:frames] for name, values in self._whole.items()}
-        self.most = 0
+        self.most = self.begun = self.rendered = self.copied = 0
+        self.over = False
         self._copies: deque[Future[tuple[str, float]]] = deque()
-        stages["wait"] += time.perf_counter() - before
+        self._waited(before)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         wait(self._copies)  # nothing writes into arrays that are another chunk's
+        self.over = True
         self._arrays.give(self._whole)
 
     def add(self, copy: Future[tuple[str, float]]) -> None:
@@ -117,7 +128,13 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
         while len(self._copies) > COPYING or (self._copies and self._copies[0].done()):
             self._take()
         self.most = max(self.most, len(self._copies))
-        self._stages["wait"] += time.perf_counter() - before
+        self._waited(before)
+
+    def _waited(self, since: float) -> None:
+        now = time.perf_counter()
+        self._stages["wait"] += now - since
+        if now - since > _NOTICEABLE:
+            mark("wait", since, now)
 
     def finish(self) -> Pixels:
         """All pixels, once the last ones are there. Raises what a frame raised, the first one's."""
@@ -140,6 +157,26 @@ class FramePipeline:
         self._outputs = spec.outputs
         self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="frame-copies") if overlap else None
+        self._filled: tuple[FilledChunk, ...] = ()
+        self._frames, self._seconds, self._since = 0, 0.0, 0.0  # rendered so far, and when the renderer began its frame, 0: it has none
+        self._meter = LoadMeter()
+
+    def load(self) -> dict[str, float]:
+        """How full it is: frames_in_flight (begun, and their arrays not free again), chunks_out (sets of arrays in use), copies_waiting
+        (rendered frames that are not in their arrays), busy (share of the last seconds in which the renderer worked), frames_per_second.
+
+        For one thread beside those that work: takes no lock, so that its numbers may be of slightly different moments.
+        """
+        filled = [chunk for chunk in self._filled if not chunk.over]
+        since = self._since
+        busy, rate = self._meter.read(self._seconds + (time.perf_counter() - since if since else 0.0), self._frames)
+        return {
+            "frames_in_flight": sum(chunk.begun for chunk in filled),
+            "chunks_out": self._arrays.out,
+            "copies_waiting": sum(chunk.rendered - chunk.copied for chunk in filled),
+            "busy": round(busy, 3),
+            "frames_per_second": round(rate, 3),
+        }
 
     def fill(
         self, count: int, frames: Iterable[tuple[int, RenderedFrame]], stages: defaultdict[str, float], counters: Counter[str]
@@ -148,21 +185,35 @@ class FramePipeline:
 
         Raises what rendering raises, and PixelError for a frame before, once all copies have ended.
         """
-        filled = FilledChunk(self._arrays, count, stages)
-        try:
-            before = time.perf_counter()
-            for i, (frame, rendered) in enumerate(frames):
-                between = time.perf_counter()
-                stages["render"] += between - before
-                counters.update(rendered.counters)
-                stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()})
-                stages["quantise"] += time.perf_counter() - between
-                filled.add(self._submit(stage, finish))
-                before = time.perf_counter()
-        except BaseException:
-            filled.__exit__(None, None, None)
-            raise
+        with on_track(RENDER):
+            filled = FilledChunk(self._arrays, count, stages)
+            self._filled = (*(chunk for chunk in self._filled if not chunk.over), filled)
+            try:
+                self._fill(filled, frames, stages, counters)
+            except BaseException:
+                filled.__exit__(None, None, None)
+                raise
+            finally:
+                self._since = 0.0
         return filled
+
+    def _fill(
+        self, filled: FilledChunk, frames: Iterable[tuple[int, RenderedFrame]], stages: defaultdict[str, float], counters: Counter[str]
+    ) -> None:
+        self._since = before = time.perf_counter()
+        filled.begun = 1
+        for i, (frame, rendered) in enumerate(frames):
+            between = time.perf_counter()
+            mark("frame", before, between)
+            self._since, self._seconds, self._frames = 0.0, self._seconds + between - before, self._frames + 1
+            filled.rendered = i + 1
+            stages["render"] += between - before
+            counters.update(rendered.counters)
+            stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()})
+            stages["quantise"] += time.perf_counter() - between
+            filled.add(self._submit(filled, stage, finish))
+            filled.begun = min(i + 2, len(next(iter(filled.pixels.values()))))
+            self._since = before = time.perf_counter()
 
     def close(self) -> None:
         """End the thread and let go of the arrays that nobody has."""
@@ -178,11 +229,15 @@ class FramePipeline:
         pending = begin(self._outputs, frame=frame, into=into)
         return pending.stage, pending.finish
 
-    def _submit(self, stage: str, finish: Callable[[], object]) -> Future[tuple[str, float]]:
+    def _submit(self, filled: FilledChunk, stage: str, finish: Callable[[], object]) -> Future[tuple[str, float]]:
         def timed() -> tuple[str, float]:
             before = time.perf_counter()
-            finish()
-            return stage, time.perf_counter() - before
+            with on_track(COPIES):
+                finish()
+                now = time.perf_counter()
+                mark("copy", before, now)
+            filled.copied += 1
+            return stage, now - before
 
         if self._thread is not None:
             return self._thread.submit(timed)

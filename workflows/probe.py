@@ -36,6 +36,7 @@ PLACES = 12
 IN_PLACE = 4  # windows at a place
 RAYS = 2**17  # of a window, where a frame has as many: what a chunk costs beside its rays is then little
 SMALL = 64  # rows of a frame that is not worth being cut
+CROWDED = 0.1  # share of frames that need more blocks than there are slots, from which on they are looked at whole
 LOOK_SECONDS = 0.2  # between two looks at the memory that workers hold
 _STAGES = ("render", "wait")  # of a chunk, that keep its worker from the next one; the others go on beside them
 _GOLDEN = 0.618034  # steps of this share of a row of windows come by every part of it
@@ -68,7 +69,7 @@ def probe_plan(
     if costs is None or not plan.todo:
         raise ConfigError(f"{plan.job.name}: nothing to render, so nothing to probe", remedy="leave --probe out")
     groups = plan.placement.groups if plan.placement is not None else 1
-    looked_at = choose_windows(request, plan.todo, places + groups)
+    looked_at = choose_windows(request, plan.todo, places, groups)
     with _folder_beside(plan.job.store_neighbour) as folder:
         small = _probe_request(request, looked_at, folder / "probe.zarr")
         seen: list[ChunkDone] = []
@@ -119,19 +120,23 @@ def probe_plan(
     )
 
 
-def choose_windows(request: RenderRequest, todo: Sequence[int], places: int) -> list[Window]:
-    """What to render at so many places, evenly over `todo`: IN_PLACE windows each, all of one size.
+def choose_windows(request: RenderRequest, todo: Sequence[int], places: int, spare: int = 0) -> list[Window]:
+    """What to render at so many places and some to spare, evenly over `todo`: IN_PLACE windows each, all of one size.
 
     On a CPU strips that spread over a frame's height, each place's a little lower than the one before; with the rays of whole frames,
     since neighbouring rays of a smaller frame lie further apart and find less in the caches. On a GPU, and where frames are small,
-    whole neighbouring frames.
+    whole neighbouring frames. These too, at fewer places, where frames need more blocks than there are slots: a strip needs fewer, and
+    what is loaded from frame to frame is not a strip's loads times their number.
     """
     from landmark_batch.model.tiles import tile_side
 
-    chosen = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(places, len(todo))).round()})
+    crowded = _is_crowded(request, todo)
+    if crowded:
+        places = -(-places // IN_PLACE)
+    chosen = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(places + spare, len(todo))).round()})
     height = request.flight.height
     rows = min(height // IN_PLACE, max(tile_side(request.samples, request.device)[1], RAYS // request.flight.width))
-    if request.device == "cuda" or height < SMALL:
+    if request.device == "cuda" or height < SMALL or crowded:
         return [Window(todo[min(i + k, len(todo) - 1)], 0, height) for i in chosen for k in range(IN_PLACE)]
     room = height / IN_PLACE - rows
     return [
@@ -139,6 +144,15 @@ def choose_windows(request: RenderRequest, todo: Sequence[int], places: int) -> 
         for number, i in enumerate(chosen)
         for k in range(IN_PLACE)
     ]
+
+
+def _is_crowded(request: RenderRequest, todo: Sequence[int]) -> bool:
+    """Whether a CPU's frames need more blocks than its slots hold, one of ten at least."""
+    blocks, choice = request.blocks, request.fetching
+    if request.device == "cuda" or blocks is None or choice is None or choice.mode != "dynamic":
+        return False
+    counts = np.diff(blocks.seen.offsets)[np.searchsorted(blocks.seen.frames, np.asarray(todo, dtype=np.int64))]
+    return float((counts > choice.slots).mean()) >= CROWDED
 
 
 def measure_places(seen: Sequence[ChunkDone]) -> dict[int, float]:

@@ -43,6 +43,7 @@ from landmark_batch.workflows.render_plan import RenderPlan
 from landmark_batch.workflows.request import RenderRequest
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.snapshot import new_run_id, run_folder
+from landmark_batch.workflows.start_clock import StartClock
 
 if TYPE_CHECKING:
     from distributed.security import Security
@@ -108,27 +109,34 @@ def run_render(
     Returns what happened. Raises whatever `make_plan` refuses, StoreBusyError, DiskFullError while writing, CheckpointError from a
     worker, GroupError when no worker can go on: finished frames stand, the same call resumes.
     """
-    started = time.time()
+    started, clock = time.time(), StartClock()
     machine = machine or describe_machine()
     elsewhere = scheduler or ("cluster" if cluster is not None else None)
     flags = {"update": update, "overwrite": overwrite, "scheduler": elsewhere}
     plan = make_plan(job, machine=machine, **flags) if request is None else plan_request(request, machine, **flags)  # type: ignore[arg-type]
+    clock.done("plan")
     instead = prepare_kernels(plan, lambda what, share: _tell(sinks, Preparing(what, share)))
     if instead is not None:
         plan = make_plan(instead, machine=machine, **flags)  # type: ignore[arg-type]
     if profile:
         plan = replace(plan, request=replace(plan.request, renderer={**plan.request.renderer, "profile": True}))
     call = _Call(plan, machine, sinks, stop or threading.Event(), log or plan.job.log_path, started)
+    clock.done("kernels")
     order, todo = call.prepare(update=update, overwrite=overwrite, join=join, exports=exports)
+    clock.done("store")
 
     def make() -> RenderCluster:
         from landmark_batch.workflows.cluster import join_cluster, start_cluster
 
         if cluster is not None:
-            return cluster(call.stop.is_set)
-        if plan.placement is None:
-            return join_cluster(str(scheduler), security=security)
-        return start_cluster(plan.placement, log=order.log, dashboard=dashboard)
+            made = cluster(call.stop.is_set)
+        elif plan.placement is None:
+            made = join_cluster(str(scheduler), security=security)
+        else:
+            made = start_cluster(plan.placement, log=order.log, dashboard=dashboard)
+        clock.done("workers")
+        logger.info("%s", clock)
+        return made
 
     return call.run(order, todo, make, detach)
 

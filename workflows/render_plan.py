@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from landmark_batch.chunks import FrameChunk, format_frame_ranges
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.itinerary import count_chunks
 from landmark_batch.workflows.machine import Placement, group_shape
 from landmark_batch.workflows.measured import Speed
 from landmark_batch.workflows.probed import Probe
@@ -53,10 +54,15 @@ class RenderPlan:
         return self.request.job
 
     @property
+    def chunk_count(self) -> int:
+        """Chunks that go out; `chunks` are in flight order, before 'coarse-to-fine' cuts them again."""
+        return count_chunks(self.request, self.chunks)
+
+    @property
     def seconds(self) -> float | None:
         """Wall time of rendering what is to do, start-up left out; None if nothing was measured on this machine before."""
         if self.probe is not None:
-            return self.probe.wall(float(self.frame_seconds().sum()), len(self.chunks))
+            return self.probe.wall(float(self.frame_seconds().sum()), self.chunk_count)
         if self.speed is None:
             return None
         return self.speed.seconds(len(self.todo), self.request.pixels, self.request.samples, self.placement.groups if self.placement else 1)
@@ -98,7 +104,7 @@ class RenderPlan:
             "width": request.spec.width,
             "height": request.spec.height,
             "outputs": {output.name: output.dtype for output in request.spec.outputs},
-            "chunks": len(self.chunks),
+            "chunks": self.chunk_count,
             "chunk_frames": max((len(chunk.frames) for chunk in self.chunks), default=0),
             "bytes": self.bytes_todo,
             "bytes_expected": self.bytes_expected,
@@ -132,7 +138,7 @@ class RenderPlan:
         size = max((len(chunk.frames) for chunk in self.chunks), default=0)
         rows = [
             ("frames", f"{frames} of {spec.width}×{spec.height}; {'; '.join([*standing, f'{len(self.todo)} to render'])}"),
-            ("chunks", f"{len(self.chunks)} of up to {size} frame{'s' * (size != 1)}" if self.chunks else "none"),
+            ("chunks", f"{self.chunk_count} of up to {size} frame{'s' * (size != 1)}" if self.chunks else "none"),
             ("store", f"{job.store_path} ({', '.join(str(output) for output in spec.outputs)})"),
             ("disk", self._describe_disk()),
             ("workers", self._describe_workers()),

@@ -9,7 +9,7 @@ import ctypes
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from landmark_batch.fetching.choice import FetchChoice
     from landmark_batch.fetching.fetcher import Fetcher
     from landmark_batch.fetching.route import Route
+    from landmark_batch.fetching.shared_reads import SharedReads
     from landmark_batch.model.fused import FusedRenderer
     from landmark_batch.model.renderer import Renderer
     from landmark_batch.model.runtime import KernelSource
@@ -169,8 +170,11 @@ def open_group_renderer(
     shard = ChannelShard(group.membership.rank % shape.tensor, shape.tensor) if shape.tensor > 1 else None
     choice = _agreed_choice(snapshot.renderer, job, device, group)
     memory = choice.batch if choice is not None and device == "cuda" else None
+    shared = None
+    if choice is not None:
+        choice, shared = _shared_reads(choice, snapshot.renderer["blocks"]["size"]["block"], group)
     if choice is not None and choice.mode == "dynamic":
-        fetcher = open_fetcher(job, choice, device, threads, kernels, route() if route is not None else None, shard)
+        fetcher = open_fetcher(job, choice, device, threads, kernels, route() if route is not None else None, shard, shared)
         where = fetcher.base, fetcher.settings, torch.device(device)
         return GroupRenderer(group, *where, threads=threads, outputs=outputs, fetcher=fetcher, memory=memory)
     weights, settings = _load(job, device, threads, kernels, shard)
@@ -191,6 +195,18 @@ def _agreed_choice(spec: Mapping[str, Any], job: RenderJob, device: str, group: 
         return choice
     section = job.fetching.model_copy(update={"mode": "dynamic", "gpu_blocks": fewest})
     return fetch_choice(spec, job.model_copy(update={"fetching": section}), device)
+
+
+def _shared_reads(choice: FetchChoice, block_bytes: int, group: RenderGroup) -> tuple[FetchChoice, SharedReads | None]:
+    """What the ranks of this host share of the blocks they read, and what this one has left. Every rank of a group asks."""
+    from landmark_batch.fetching.shared_reads import SharedReads
+    from landmark_batch.fetching.transit import Offer, make_offer
+
+    dynamic = choice.mode == "dynamic"
+    root, offer = make_offer(choice.host_bytes if dynamic else 0, block_bytes, group.membership.shape.size)
+    offers = [Offer(*numbers) for numbers in group.tell(offer)]
+    shared = SharedReads.join(root, offers, group.rank)
+    return (choice, None) if shared is None else (replace(choice, host_bytes=choice.host_bytes - shared.own_bytes), shared)
 
 
 def _open_scene(
@@ -244,8 +260,9 @@ def open_fetcher(
     kernels: KernelSource | None,
     route: Route | None,
     shard: ChannelShard | None = None,
+    shared: SharedReads | None = None,
 ) -> Fetcher:
-    """What brings this worker's share of blocks into its slots."""
+    """What brings this worker's share of blocks into its slots. shared: as for BlockCache."""
     import torch
 
     from landmark_batch.fetching.fetcher import Fetcher
@@ -260,7 +277,7 @@ def open_fetcher(
     store = BlockStore.open(job.scene.checkpoint)
     settings = resolve_settings(job, store.config, device=device, kernels=kernels)
     load_runtime(settings.runtime, device, source=kernels)
-    return Fetcher(store, settings, torch.device(device), choice, route, shard=shard)
+    return Fetcher(store, settings, torch.device(device), choice, route, shard=shard, shared=shared)
 
 
 def route_of(folder: StorePath) -> Route:

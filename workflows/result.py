@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,30 @@ from typing import Any
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import LandmarkError, RenderIncompleteError, RenderInterrupted
 from landmark_batch.object_path import StorePath
+
+CAUSES = 3  # that an error names
+CHUNKS = 4  # of one cause that it names
+
+
+def describe_failures(failures: Mapping[str, str]) -> list[str]:
+    """Chunk id -> error, in few lines: chunks of one cause together, the most frequent one first."""
+    causes: dict[str, list[str]] = {}
+    for chunk, error in failures.items():
+        cause = re.sub(rf"^(ChunkError: )?chunk {re.escape(chunk)} on [^\s:]+: ", "", error).replace(f", chunk {chunk}", "")
+        causes.setdefault(cause, []).append(chunk)
+    ordered = sorted(causes.items(), key=lambda item: -len(item[1]))
+    lines = [f"{_listed(chunks)}: {cause}" for cause, chunks in ordered[:CAUSES]]
+    rest = sum(len(chunks) for _, chunks in ordered[CAUSES:])
+    return [*lines, f"{_chunks(rest)} for other reasons"] if rest else lines
+
+
+def _listed(chunks: Sequence[str]) -> str:
+    more = f" and {len(chunks) - CHUNKS} more" if len(chunks) > CHUNKS else ""
+    return f"chunk{'s' * (len(chunks) != 1)} {', '.join(chunks[:CHUNKS])}{more}"
+
+
+def _chunks(count: int) -> str:
+    return f"{count} more chunk{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,7 @@ class RenderResult:
                 remedy="the same command goes on with the rest",
             )
         if self.state == "incomplete":
-            why = "; ".join(f"chunk {chunk}: {error}" for chunk, error in self.failures.items())
+            why = "; ".join(describe_failures(self.failures))
             return RenderIncompleteError(
                 f"{len(self.missing)} of {self.wanted} frames are missing in {self.store}: {ranges}" + (f" ({why})" if why else ""),
                 remedy=f"the same command tries them again; {self.log} holds the whole errors"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -24,6 +23,7 @@ from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
 from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline, rendered_frames
+from landmark_batch.workflows.ranges import COMMIT, mark, on_track, span
 from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame, open_renderer, route_of
 
 if TYPE_CHECKING:
@@ -122,6 +122,10 @@ class RenderSession:
         """A chunk is in hand, rendered or being written."""
         return self._hands > 0
 
+    def load(self) -> dict[str, float]:
+        """How full and how busy it is, for whoever looks on; see FramePipeline.load. files_waiting: of commits, not yet written."""
+        return {**self._pipeline.load(), "files_waiting": sum(writer.waiting for writer in list(self._writers.values()))}
+
     def close(self) -> None:
         with self._rendering:
             for writer in self._writers.values():
@@ -199,7 +203,7 @@ class RenderSession:
             with filled:
                 pixels = filled.finish()
                 seconds, told = stages["render"] - told, stages["render"]
-                with _span("write"):
+                with on_track(COMMIT), span("commit"):
                     receipt = self._writer(attempt).commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
             queue = {"frames": max(queue["frames"], filled.most), "chunks": max(queue["chunks"], filled.chunks)}
             stages["encode"] += receipt.encode_seconds
@@ -239,7 +243,7 @@ class RenderSession:
         names = self._store.spec.names
         if not any(self._store.chunk_file(names[0], frame).exists() for frame in frames):
             return list(frames)
-        finished = self._store.finished()
+        finished = self._store.finished(frames)
         standing = {frame for frame in frames if frame in finished and finished[frame].fingerprint == prints[frame]}
         missing = [frame for frame in frames if frame not in standing]
         return self._whole_files(missing, frames)
@@ -288,7 +292,9 @@ class RenderSession:
 
     def _writer(self, attempt: int) -> FrameWriter:
         if attempt not in self._writers:
-            self._writers[attempt] = self._store.writer(self._worker, attempt, self._epoch, group=self._group, generation=self._generation)
+            writer = self._store.writer(self._worker, attempt, self._epoch, group=self._group, generation=self._generation)
+            writer.tell = mark
+            self._writers[attempt] = writer
         return self._writers[attempt]
 
 
@@ -302,13 +308,6 @@ class _Closed:
 
 
 _CLOSED = _Closed()
-
-
-def _span(name: str) -> AbstractContextManager[None]:
-    """A range of the timeline, where one is kept; a worker without torch keeps none."""
-    profile = sys.modules.get("landmark_batch.model.profile")
-    found: AbstractContextManager[None] = profile.span(name) if profile is not None else nullcontext()
-    return found
 
 
 def nothing_rendered() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from landmark_batch.workflows.request import RenderRequest, store_info, store_sp
 from landmark_batch.workflows.result import RenderResult
 
 WIDTH, HEIGHT = 32, 18
-FULL_FRAMES = 10_000  # of the run that figures are given for
+FULL_FRAMES = 100_000  # of the run that figures are given for
 
 
 def simulated_job(store: Path, *, chunk_frames: int, workers: int) -> RenderJob:
@@ -54,11 +54,17 @@ def simulated_request(job: RenderJob, frames: int, seconds: float) -> RenderRequ
     )
 
 
+def simulated(request: RenderRequest, seconds: float) -> RenderRequest:
+    """A job's own request, its frames taking `seconds` each and showing nothing: for a store that the job's own commands know."""
+    return replace(request, renderer={"kind": "simulated", "seconds": seconds}, scene="", worker_memory=0)
+
+
 @dataclass(frozen=True)
 class SchedulingCost:
     """Where the time of a simulated run went, in seconds over all workers (workers × wall = frames + everything below).
 
-    frames: frames × seconds, the renderer's own. late: sleeps that overran. between: workers waiting for their next chunk.
+    frames: frames × seconds, the renderer's own. late: sleeps that overran. between: workers waiting for their next chunk, or in one for
+    its copies and the writer.
     tail: workers without work while others rendered their last chunk, writing its frames included; grows with a chunk, not with the run.
     """
 
@@ -96,7 +102,7 @@ def scheduling_cost(result: RenderResult, chunks: int, seconds: float) -> Schedu
     rendering = result.rendered * seconds
     total = result.render_seconds * result.workers
     late = max(0.0, result.stages.get("render", 0.0) - rendering)
-    between = result.stages.get("idle", 0.0) + result.stages.get("quantise", 0.0)
+    between = result.stages.get("idle", 0.0) + result.stages.get("wait", 0.0)
     return SchedulingCost(
         frames=result.rendered,
         chunks=chunks,

@@ -28,7 +28,9 @@ from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from landmark_batch.errors import GroupError
+from landmark_batch.fetching.transit import remove_leftovers
 from landmark_batch.object_path import StorePath, as_store_path
+from landmark_batch.workflows.load import LOAD, NO_LOAD
 from landmark_batch.workflows.member import (
     AFTER_GROUP_EXIT,
     CRASH_EXIT,
@@ -187,7 +189,7 @@ class Service:
         return not (self.session.done() and self.session.exception() is None and self.session.result().busy)
 
     def shown(self) -> dict[str, Any]:
-        """State of this rank: group, epoch, rank, role, state, chunk, frames, runtime, device."""
+        """State of this rank: group, epoch, rank, role, state, chunk, frames, runtime, device, and those of LOAD."""
         values: dict[str, Any] = {
             "group": "",
             "epoch": 0,
@@ -197,6 +199,7 @@ class Service:
             "chunk": "",
             "runtime": "",
             "device": "",
+            **NO_LOAD,
         }
         if self.ranks > 1:
             if self.member is None or self.member.left:
@@ -215,6 +218,7 @@ class Service:
             "chunk": session.chunk,
             "runtime": session.runtime,
             "device": session.device,
+            **session.load(),
         }
 
     async def metric(self, worker: Worker) -> dict[str, Any]:
@@ -226,11 +230,13 @@ class Service:
             self.session.result().close()
         if self.member is not None:
             self.member.close()
+        if self.ranks > 1:
+            remove_leftovers()  # of ranks that ended without a goodbye
         forget_memory()
 
 
 SERVICES: dict[str, Service] = {}
-METRICS = ("group", "epoch", "role", "state", "gpu_memory")  # of every rank, as columns of Dask's own pages
+METRICS = ("group", "epoch", "role", "state", "gpu_memory", *LOAD)  # of every rank, as columns of Dask's own pages
 _draining = threading.Event()
 
 
@@ -240,7 +246,7 @@ async def _shown(name: str, worker: Worker) -> Any:
         return gpu_memory()
     services = list(SERVICES.values())
     if not services:
-        return 0 if name == "epoch" else "draining" if name == "state" and _draining.is_set() else ""
+        return 0 if name == "epoch" or name in LOAD else "draining" if name == "state" and _draining.is_set() else ""
     return services[-1].shown()[name]
 
 

@@ -14,7 +14,7 @@ from landmark_batch.cameras.flight import Float64
 from landmark_batch.errors import CameraError
 
 MAX_SIZE = 65536  # pixels a side, as in the job file
-_LAST_ROW = np.array([0.0, 0.0, 0.0, 1.0])
+LAST_ROW = np.array([0.0, 0.0, 0.0, 1.0])
 
 Record = Mapping[str, Any]
 
@@ -92,7 +92,7 @@ def pose(value: Any, key: str, place: str, *, flat: bool = False) -> Float64:
     if matrix.shape not in ((4, 4), (3, 4)):
         size = "x".join(str(n) for n in matrix.shape) or "a single number"
         raise CameraError(f"{place}: {key} is {size}, not 4x4 or 3x4", remedy="a pose is 4 (or 3) rows of 4 numbers, camera to world")
-    if matrix.shape == (4, 4) and not (np.abs(matrix[3] - _LAST_ROW) <= 1e-6).all():
+    if matrix.shape == (4, 4) and not (np.abs(matrix[3] - LAST_ROW) <= 1e-6).all():
         last = ", ".join(f"{x:g}" for x in matrix[3])
         transposed = np.allclose(matrix[:3, 3], 0.0) and np.isclose(matrix[3, 3], 1.0)
         raise CameraError(

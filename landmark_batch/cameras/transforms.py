@@ -18,16 +18,20 @@ import numpy as np
 
 from landmark_batch.cameras.flight import Float64
 from landmark_batch.cameras.lenses import CameraTable, focal_of_fov
-from landmark_batch.cameras.records import Record, number, pixels, pose, rate, shown
+from landmark_batch.cameras.records import LAST_ROW, Record, number, pixels, pose, rate, shown
 from landmark_batch.errors import CameraError
 
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "distortion_params")
 PHOTOGRAPHS = ("", ".png", ".jpg", ".jpeg", ".JPG", ".tif", ".tiff", ".webp")
 _FOCAL_KEYS = ("fl_x", "fl_y", "x_fov", "y_fov", "camera_angle_x", "camera_angle_y")
+_LENS_KEYS = frozenset((*_FOCAL_KEYS, "cx", "cy", "w", "h"))
 _OTHER_LENSES = ("is_fisheye", "ftheta_p0", "latlong", "equirectangular", "orthographic")  # instant-ngp's
 
+_UNCOMMON = frozenset((*DISTORTION, *_OTHER_LENSES, "camera_model"))
+
 Size = tuple[int, int]
+Lens = tuple[float, float, float, float]  # fl_x, fl_y, cx, cy
 
 
 def dialect_of(raw: Record) -> str:
@@ -62,16 +66,21 @@ def read_transforms(raw: Record, file: Path, width: int | None, height: int | No
     places = [f"{file}: frame {i} ({name})" for i, name in enumerate(names)]
     _refuse_other_lenses([raw, *frames], [str(file), *places])
     size = _Sizes(raw, file, width, height)
-    poses, lenses, sizes = [], [], []
+    lenses, sizes = [], []
+    shared: dict[Size, Lens] | None = None if any(isinstance(raw.get(key), list) for key in _FOCAL_KEYS) else {}
     for i, (frame, place) in enumerate(zip(frames, places, strict=True)):
-        poses.append(_pose(frame, place))
         extent = size.of(frame, place)
         sizes.append(extent)
-        lenses.append(_lens(raw, frame, str(file), place, extent, i, len(frames)))
+        if shared is None or not _LENS_KEYS.isdisjoint(frame):
+            lenses.append(_lens(raw, frame, str(file), place, extent, i, len(frames)))
+        else:  # the file's lens
+            if extent not in shared:
+                shared[extent] = _lens(raw, frame, str(file), place, extent, i, len(frames))
+            lenses.append(shared[extent])
     lens = np.array(lenses, dtype=np.float64)
     sizes_array = np.array(sizes, dtype=np.int64)
     return CameraTable(
-        c2w=np.stack(poses),
+        c2w=_poses(frames, places),
         intrinsics=lens,
         size=sizes_array,
         time=[number(frame, "time", place) for frame, place in zip(frames, places, strict=True)],
@@ -88,6 +97,17 @@ def _name(frame: Record, i: int) -> str:
     return name if isinstance(name, str) and name else f"frame_{i:05d}"
 
 
+def _poses(frames: list[Record], places: list[str]) -> Float64:
+    """[F, 3, 4]: all at once where every frame has a sound matrix of one shape, else one by one, which says what is wrong."""
+    try:
+        poses: Float64 = np.array([frame["transform_matrix"] for frame in frames], dtype=np.float64)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        poses = np.empty(0)
+    if poses.shape[1:] == (3, 4) or (poses.shape[1:] == (4, 4) and (np.abs(poses[:, 3] - LAST_ROW) <= 1e-6).all()):
+        return np.ascontiguousarray(poses[:, :3])
+    return np.stack([_pose(frame, place) for frame, place in zip(frames, places, strict=True)])
+
+
 def _pose(frame: Record, place: str) -> Float64:
     if "transform_matrix" not in frame:
         if "rot_mat" in frame:
@@ -100,7 +120,7 @@ def _pose(frame: Record, place: str) -> Float64:
     return pose(frame["transform_matrix"], "transform_matrix", place)
 
 
-def _lens(raw: Record, frame: Record, file: str, place: str, size: Size, i: int, count: int) -> tuple[float, float, float, float]:
+def _lens(raw: Record, frame: Record, file: str, place: str, size: Size, i: int, count: int) -> Lens:
     """(fl_x, fl_y, cx, cy); focal NaN where neither frame nor file has one. A frame's own lens goes before the file's."""
     fl = _focal(frame, place, size) or _focal(_pick(raw, i, count, file), file, size) or (math.nan, math.nan)
     own_size = frame.get("w") is not None and (frame.get("w"), frame.get("h")) != (raw.get("w"), raw.get("h"))
@@ -197,6 +217,8 @@ def photograph_size(camera_file: Path, file_path: object) -> Size | None:
 
 def _refuse_other_lenses(records: list[Record], places: list[str]) -> None:
     for record, place in zip(records, places, strict=True):
+        if _UNCOMMON.isdisjoint(record):
+            continue
         model = record.get("camera_model")
         odd = next((key for key in _OTHER_LENSES if record.get(key)), None)
         if model is not None and str(model).upper() not in PINHOLES:
@@ -207,7 +229,7 @@ def _refuse_other_lenses(records: list[Record], places: list[str]) -> None:
 
 def _distortion(records: list[Record], places: list[str]) -> list[str]:
     for record, place in zip(records, places, strict=True):
-        for key in DISTORTION:
+        for key in () if _UNCOMMON.isdisjoint(record) else DISTORTION:
             values = record.get(key)
             for value in values if isinstance(values, list) else [values]:
                 if isinstance(value, int | float) and value != 0:

@@ -8,6 +8,7 @@ import click
 
 from landmark_batch.commands.common import json_option, say_json
 from landmark_batch.commands.job_source import JobCommand, job_options, read_job
+from landmark_batch.commands.render import order_option, ordered
 
 if TYPE_CHECKING:
     from landmark_batch.workflows.render_plan import RenderPlan
@@ -32,6 +33,7 @@ class PlanCommand(JobCommand):
 @job_options
 @click.option("--update", is_flag=True, help="As `render --update`.")
 @click.option("--overwrite", is_flag=True, help="As `render --overwrite`.")
+@order_option
 @click.option("--scheduler", help="As `render --scheduler`.")
 @click.option("--fetching", is_flag=True, help="Blocks that fetching moves, beside on-demand fetching and LandMark's window.")
 @click.option(
@@ -49,7 +51,7 @@ def command(ctx: click.Context, /, as_json: bool, **flags: Any) -> None:
     """
     from landmark_batch.workflows.plan import make_plan
 
-    request = read_job(ctx, flags)
+    request = ordered(read_job(ctx, flags), flags["order"])
     plan = make_plan(request.job, update=flags["update"], overwrite=flags["overwrite"], scheduler=flags["scheduler"])
     if flags["probe"]:
         plan = _probed(plan, flags["probe"], flags["scheduler"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     from landmark_batch.workflows.export_session import ExportResult, ExportSession
     from landmark_batch.workflows.result import RenderResult
 
-_ORDERS = ("time", "space", "coarse-to-fine")
+order_option = click.option(
+    "--order",
+    type=click.Choice(("time", "space", "coarse-to-fine")),
+    help="In which frames come; default by the scene: space where blocks are fetched.",
+)
 _SCHEDULER_FIRST = "start `landmark-batch scheduler` and `landmark-batch worker`, and name the scheduler's address"
 
 
@@ -40,7 +46,7 @@ _SCHEDULER_FIRST = "start `landmark-batch scheduler` and `landmark-batch worker`
 @click.option("--png", is_flag=True, help="Export images as chunks finish, as the job's [images] says.")
 @click.option("--video", is_flag=True, help="Make the film too, as the job's [video] says.")
 @click.option("--allow-8bit", is_flag=True, help="Exports of more than 8 bits from a uint8 store.")
-@click.option("--order", type=click.Choice(_ORDERS), help="In which frames come; default by the scene: space where blocks are fetched.")
+@order_option
 @click.option("--no-latest", is_flag=True, help="Keep no NAME.latest.jpg, the picture of the newest frame.")
 @click.option("--profile", is_flag=True, help="Write a Chrome trace of each worker beside the log, and print stage times.")
 @click.option("--no-dashboard", is_flag=True, help="Start no Dask dashboard.")
@@ -57,7 +63,7 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     Frames that stand in the store are kept; the same command goes on after an interruption. Exit codes: 0 done, 2 bad input,
     3 frames are missing, 130 interrupted.
     """
-    request = _ordered(read_job(ctx, flags), flags["order"])
+    request = ordered(read_job(ctx, flags), flags["order"])
     credentials = read_tls(flags)
     if flags["detach"] and flags["scheduler"] is None:
         raise ConfigError("--detach without --scheduler: workers started here end with this command", remedy=_SCHEDULER_FIRST)
@@ -99,8 +105,9 @@ def run_job(
     from landmark_batch.workflows.export_session import ExportSession
     from landmark_batch.workflows.order import ExportOrder
     from landmark_batch.workflows.render import run_render
+    from landmark_batch.workflows.trace_share import describe_busy, traces_of
 
-    job = request.job
+    job, began = request.job, time.time()
     if profile:
         options["profile"] = True
     images = images or request.export_images
@@ -134,6 +141,9 @@ def run_job(
         say_written([result.store, *([result.log] if result.log is not None else [])])
         return
     _say_result(job, result, request.stage_times or profile)
+    traces = traces_of(job.log_path, since=began - 1.0) if profile else []
+    for line in describe_busy(traces):
+        click.echo(line)
     _say_exports(exported)
     written: list[StorePath | tuple[StorePath, str]] = [
         *wrote,
@@ -144,8 +154,7 @@ def run_job(
         written += [exported.video.path] if exported.video is not None else []
     if result.log is not None:
         written.append(result.log)
-    if profile:
-        written += sorted(job.log_path.parent.glob(f"{job.log_path.stem}.*.trace.json"))
+    written += traces
     say_written(written)
     error = result.error()
     if isinstance(error, RenderInterrupted):
@@ -154,7 +163,7 @@ def run_job(
         raise error
 
 
-def _ordered(request: JobRequest, order: str | None) -> JobRequest:
+def ordered(request: JobRequest, order: str | None) -> JobRequest:
     """--order before the job's output.order."""
     if order is None:
         return request
@@ -188,10 +197,12 @@ def _traffic(job: RenderJob, result: RenderResult) -> str:
 
 def _fetched(result: RenderResult) -> str:
     """What fetching of blocks moved, and how long rendering waited for it."""
-    counted = {name.removeprefix("fetch_"): count for name, count in result.counters.items() if name.startswith("fetch_")}
-    moved = counted["bytes_copied"] or counted["bytes_read"]
+    counted = Counter({name.removeprefix("fetch_"): count for name, count in result.counters.items() if name.startswith("fetch_")})
+    read, shared = counted["bytes_read"], counted["bytes_shared"]
+    came = f"{human_bytes(read)} read" + (f", {human_bytes(shared)} from a neighbour" if shared else "")
     waited = f"{counted['stalls']:,} waits of {counted['stall_microseconds'] / 1e6:.2f} s in all"
-    return f"fetched: {count_of(counted['loads'], 'block')}, {human_bytes(moved)} ({human_bytes(counted['bytes_read'])} read); {waited}"
+    copied = f"{human_bytes(counted['bytes_copied'])} copied to GPUs, " if counted["bytes_copied"] else ""
+    return f"fetched: {count_of(counted['loads'], 'block')}, {copied}{came}; {waited}"
 
 
 def _say_result(job: RenderJob, result: RenderResult, stage_times: bool) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ from torch import Tensor
 
 from landmark_batch.model.field import STORAGE
 from landmark_batch.scene.shard import WHOLE, ChannelShard
-from landmark_batch.scene.store import BlockStore, BlockTable
+from landmark_batch.scene.store import BlockStore
 from landmark_batch.scene.weights import SceneWeights
 
+from .shared_reads import SharedReads, Source
 from .stats import FetchStats
 
 GROUP = 8  # channels of a CUDA kernel's load
@@ -41,13 +44,24 @@ class BlockReader:
     """
 
     def __init__(
-        self, store: BlockStore, base: SceneWeights, *, precision: str, shard: ChannelShard | None, pad: bool, stats: FetchStats
+        self,
+        store: BlockStore,
+        base: SceneWeights,
+        *,
+        precision: str,
+        shard: ChannelShard | None,
+        pad: bool,
+        stats: FetchStats,
+        shared: SharedReads | None = None,
     ) -> None:
-        """base: of `store.base(shard)`. pad: fill channels up to whole groups of eight."""
+        """base: of `store.base(shard)`. pad: fill channels up to whole groups of eight. shared: with whom what is read is shared; it is
+        closed with the reader.
+        """
         self.dtype = STORAGE[precision]
         self.blocks = store.blocks
         self._store = store
         self._stats = stats
+        self._shared = shared
         self._share = shard or WHOLE
         self._stored = torch.from_numpy(np.empty(0, np.dtype(np.float32 if store.precision == "fp32" else np.float16)))
         self._lines = (*base.density_lines, *base.app_lines)
@@ -61,6 +75,8 @@ class BlockReader:
         self.moved = len(store.tables) if store.origins is not None else len(found)
         self._direct = [self._stored.dtype == self.dtype and t.shape == p.shape for t, p in zip(found, store.tables, strict=False)]
         self._scratch = threading.local()
+        if shared is not None:
+            stats.add(host_peak_bytes=shared.own_bytes)
 
     @property
     def element(self) -> int:
@@ -96,16 +112,28 @@ class BlockReader:
 
     def read(self, block: int, into: Sequence[Tensor]) -> None:
         """Fill the tables of a block, whose further channels stay as they are. Raises as `BlockStore.read_plane_into`."""
-        read = 0
-        for plane, direct, view in zip(self._store.tables, self._direct, into, strict=False):
-            if direct:
-                self._store.read_plane_into(block, plane, view.numpy())
+        spans = [self._share.span(table.channels) for table in self._store.tables]
+        planes = [number for number, (start, stop, _) in enumerate(spans) if start < stop]
+        count: dict[Source, int] = {"store": 0, "neighbour": 0}
+        first = len(planes) * self._shared.rank // self._shared.ranks if self._shared is not None else 0
+        left = deque([*planes[first:], *planes[:first]])  # neighbours begin with other planes
+        untried = len(left)  # what is left after these, another rank was reading
+        while left:
+            number = left.popleft()
+            source = self._fill(block, number, into[number], wait=untried <= 0)
+            untried -= 1
+            if source == "later":
+                left.append(number)
             else:
-                self._convert(block, plane, view)
-            read += math.prod(plane.shape) * self._stored.element_size()
+                count[source] += math.prod(self._store.tables[number].shape) * self._stored.element_size()
         for view, line in zip(into[len(self._store.tables) :], self._lines, strict=False):
             view[..., : line.shape[2]].copy_(line[block])
-        self._stats.add(blocks_read=1, bytes_read=read)
+        self._stats.add(blocks_read=1, bytes_read=count["store"], bytes_shared=count["neighbour"])
+
+    def close(self) -> None:
+        """Share no more."""
+        if self._shared is not None:
+            self._shared.close()
 
     def fill_lines(self, tables: Sequence[Tensor]) -> None:
         """Lines that all blocks share into every slot of their tables [S, n, C]; nothing where blocks bring their own."""
@@ -113,13 +141,26 @@ class BlockReader:
             for table, line in zip(tables[self.moved :], self._lines, strict=True):
                 table[..., : line.shape[2]].copy_(line.to(self.dtype))
 
-    def _convert(self, block: int, plane: BlockTable, view: Tensor) -> None:
-        start, stop, _ = self._share.span(plane.channels)
-        if stop == start:
-            return
+    def _fill(self, block: int, number: int, view: Tensor, *, wait: bool) -> Source:
+        """Plane `number` of a block, as `SharedReads.fill`."""
+        plane = self._store.tables[number]
+        if self._direct[number]:
+            return self._bring(block, number, view.numpy(), wait=wait)
         whole = self._memory()[: math.prod(plane.shape)].reshape(plane.shape)
-        self._store.read_plane_into(block, plane, whole)
-        view[..., : stop - start].copy_(torch.from_numpy(whole)[..., start:stop])
+        source = self._bring(block, number, whole, wait=wait)
+        if source != "later":
+            start, stop, _ = self._share.span(plane.channels)
+            view[..., : stop - start].copy_(torch.from_numpy(whole)[..., start:stop])
+        return source
+
+    def _bring(self, block: int, number: int, whole: NDArray[Any], *, wait: bool) -> Source:
+        """A plane as stored [h, w, C]."""
+        read = partial(self._store.read_plane_into, block, self._store.tables[number], whole)
+        if self._shared is None:
+            read()
+            return "store"
+        content = whole.reshape(-1).view(np.uint8).data
+        return self._shared.fill(f"{self._store.digests[block]}.{number}", content, read, wait=wait)
 
     def _memory(self) -> NDArray[Any]:
         """This thread's own memory for a plane as stored."""

@@ -17,6 +17,7 @@ from .block_reader import BlockReader
 from .block_sets import AnySets
 from .copies import SlotCopies
 from .host_tier import HostTier
+from .shared_reads import SharedReads
 from .slot_plan import EMPTY, Load, SlotPlan
 from .slots import SlotTables
 from .stats import FetchStats
@@ -46,10 +47,11 @@ class BlockCache:
         pad: bool = False,
         threads: int = 4,
         base: SceneWeights | None = None,
+        shared: SharedReads | None = None,
     ) -> None:
         """precision: 'fp32' or 'fp16', of the tables. shard: the channels they hold. pad: fill channels up to whole groups of eight,
         for the CUDA kernels. host_bytes: of buffers in host memory, None for as many as slots. threads: that read. base: what
-        `store.base(shard)` returned, if it was called already.
+        `store.base(shard)` returned, if it was called already. shared: with whom what is read is shared; closed with the cache.
 
         Raises ConfigError for host_bytes in which no block fits, CheckpointError or StoreError for a store that cannot be read,
         torch.OutOfMemoryError, ValueError without slots.
@@ -61,7 +63,7 @@ class BlockCache:
         base = store.base(shard) if base is None else base
         self._blocks = store.blocks
         with self._on_device():
-            reader = BlockReader(store, base, precision=precision, shard=shard, pad=pad, stats=self._counted)
+            reader = BlockReader(store, base, precision=precision, shard=shard, pad=pad, stats=self._counted, shared=shared)
             self.tables = SlotTables(store, reader, self.device, slots)
             pinned = self.device.type == "cuda"
             self._host = HostTier(reader, host_bytes=host_bytes, slots=slots, pinned=pinned, threads=threads, stats=self._counted)

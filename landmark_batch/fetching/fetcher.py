@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,13 @@ from landmark_batch.model.touched import touched_blocks
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import BlockStore
 
-from .cache import BlockCache
+from .block_sets import AnySets
+from .cache import PLAN_FRAMES, BlockCache
+from .cells import cell_blocks
 from .choice import FetchChoice
+from .regions import Region, cell_edges, cut_frame, in_turn
 from .route import Route
+from .shared_reads import SharedReads
 from .slots import SlotTables
 from .stats import FetchStats
 from .visibility import FrustumBlocks
@@ -40,6 +45,7 @@ class Fetcher:
         route: Route | None = None,
         *,
         shard: ChannelShard | None = None,
+        shared: SharedReads | None = None,
     ) -> None:
         self.store, self.settings, self.device = store, settings, device
         self.base = store.base(shard)
@@ -53,12 +59,16 @@ class Fetcher:
             shard=shard,
             pad=settings.runtime == "fused" and device.type == "cuda",
             base=self.base,
+            shared=shared,
         )
         self._range: tuple[int, int] | None = None  # positions of the route that the cache expects
+        self._due: Callable[[], AnySets] | None = None  # what it is to expect from the next hold on
         self._position = 0
+        self._place: tuple[int, int] | None = None  # of the frame that was begun last
+        self._last: Sequence[int] = ()  # blocks that were held last
         self._before: dict[str, int] = {}
         self._unforeseen: dict[int, list[int]] = {}
-        self._frustum: FrustumBlocks | None = None
+        self._looked = False  # at the frame that was begun last
 
     @property
     def tables(self) -> SlotTables:
@@ -76,21 +86,56 @@ class Fetcher:
     def begin(self, frame: int | None, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> list[int]:
         """A frame comes. Returns the blocks it needs, ascending. frame: of the route; None for a camera that is on none."""
         place = self._route.place(frame) if self._route is not None and frame is not None else None
+        self._place, self._looked = place, False
         if self._route is None or place is None or frame is None:
-            blocks = self._visible(c2w, intrinsics, width, height)
-            self._cache.expect([blocks])
+            blocks: list[int] = self._frustum.blocks(c2w, intrinsics, width, height).tolist()
+            self._due = lambda: [blocks]
             self._range, self._position = None, 0
             return blocks
-        blocks = [*self._route.of(frame)]
+        found = self._unforeseen.get(frame, ())
+        self._looked = bool(found)
         position, end = place
         if self._range is None or not (self._range[0] + self._position < position < self._range[1] == end):
-            self._cache.expect(self._route.ahead(position, end))
+            self._due = partial(self._route.ahead, position, end)
             self._range = (position, end)
         self._position = position - self._range[0]
-        return sorted({*blocks, *self._unforeseen.get(frame, ())})
+        return sorted({*self._route.of(frame), *found})
+
+    def regions(
+        self,
+        blocks: Sequence[int],
+        c2w: NDArray[np.floating],
+        intrinsics: Sequence[float],
+        width: int,
+        height: int,
+        unit: tuple[int, int],
+    ) -> Iterator[Region]:
+        """The regions of the frame that was begun, for a frame that needs more blocks than there are slots. While one is at hand,
+        its blocks are those to be held, and those of the next ones are on their way.
+
+        blocks: what the whole frame needs. unit: columns and rows of pixels, of which regions are multiples. A frame that was looked at
+        is one region, since what its parts were foreseen to need was not all.
+        """
+        columns, rows = cell_edges(width, unit[0]), cell_edges(height, unit[1])
+        found = [Region(0, 0, width, height, tuple(blocks))]
+        if not self._looked and len(columns) + len(rows) > 4:
+            cells = cell_blocks(self._frustum, c2w, intrinsics, columns, rows)
+            found = in_turn(cut_frame(cells, columns, rows, self.capacity), self.capacity, self._last)
+        sets: list[Sequence[int]] = [region.blocks for region in found]
+        if self._route is not None and self._place is not None:
+            position, end = self._place
+            sets += [ids.tolist() for ids in self._route.ahead(position + 1, min(end, position + 1 + PLAN_FRAMES))]
+        self._range, self._due = None, None  # the frame after it is planned anew
+        self._cache.expect(sets)
+        for self._position, region in enumerate(found):
+            yield region
 
     def hold(self, blocks: Sequence[int]) -> AbstractContextManager[Any]:
         """All of `blocks` are in slots while inside; waits for those that are not yet."""
+        if self._due is not None:
+            self._cache.expect(self._due())
+            self._due = None
+        self._last = blocks
         return self._cache.hold(blocks, position=self._position)
 
     def counted(self) -> dict[str, int]:
@@ -99,7 +144,7 @@ class Fetcher:
         now = dict(
             zip(
                 FETCH_COUNTERS,
-                (stats.loads, stats.bytes_read, stats.bytes_copied, stats.stalls, round(stats.stall_seconds * 1e6)),
+                (stats.loads, stats.bytes_read, stats.bytes_shared, stats.bytes_copied, stats.stalls, round(stats.stall_seconds * 1e6)),
                 strict=True,
             )
         )
@@ -114,6 +159,7 @@ class Fetcher:
         found = touched_blocks(
             sampler, self.base.config, self.store.division, c2w, intrinsics, width, height, pixel_center=center, device=self.device
         )
+        self._looked = True
         if frame is not None:
             self._unforeseen[frame] = sorted(found)
         return sorted(found)
@@ -131,13 +177,11 @@ class Fetcher:
                 if slots <= 1:
                     raise
                 slots //= 2
-        self._range = None
+        self._range, self._last = None, ()
 
     def close(self) -> None:
         self._cache.close()
 
-    def _visible(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> list[int]:
-        if self._frustum is None:
-            self._frustum = FrustumBlocks(self.base.config, self.settings, self.base.mask, self.store.division)
-        found: list[int] = self._frustum.blocks(c2w, intrinsics, width, height).tolist()
-        return found
+    @cached_property
+    def _frustum(self) -> FrustumBlocks:
+        return FrustumBlocks(self.base.config, self.settings, self.base.mask, self.store.division)

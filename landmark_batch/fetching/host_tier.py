@@ -101,7 +101,7 @@ class HostTier:
             self._asked = None
 
     def wait(self, blocks: Collection[int]) -> bool:
-        """Until a read is over that was not at the last `request`; False at once where nothing is being read.
+        """Until one of them is here, or a read is over that was not at the last `request`; False at once where nothing is being read.
 
         Raises what the read of one of them raised, once: asked for again, it is read again.
         """
@@ -112,7 +112,7 @@ class HostTier:
                     if error is not None:
                         self._asked = None
                         raise error
-                if self._finished != self._seen:
+                if self._finished != self._seen or any(block in self._entries and self._entries[block].ready for block in blocks):
                     return True
                 if all(entry.ready for entry in self._entries.values()):
                     return False
@@ -126,6 +126,7 @@ class HostTier:
 
     def close(self) -> None:
         self._readers.close()
+        self._reader.close()
 
     def _take_buffer(self, chosen: Collection[int], need: Callable[[int], Any]) -> list[Tensor] | None:
         if self._free:

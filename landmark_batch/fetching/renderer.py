@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from landmark_batch import kernels
 from landmark_batch.kernels.tuning import Launches
-from landmark_batch.model.fused import FusedRenderer, tile_order
+from landmark_batch.model.fused import TILE, FusedRenderer, tile_order
 from landmark_batch.model.fused_passes import RayPasses
-from landmark_batch.model.output import RenderOutput
+from landmark_batch.model.output import RenderOutput, on_background
 from landmark_batch.model.passes import TilePasses
-from landmark_batch.model.renderer import Renderer
+from landmark_batch.model.renderer import Renderer, TileOutput
+from landmark_batch.model.tiles import tile_side
 
 from .fetcher import Fetcher
+from .regions import Region
 from .stats import FetchStats
 
 logger = logging.getLogger(__name__)
@@ -27,8 +32,9 @@ logger = logging.getLogger(__name__)
 class FetchingRenderer:
     """Renders frames of a fetcher's scene. Arguments as for Renderer and FusedRenderer.
 
-    A frame that needs more blocks than there are slots is rendered in passes. One that meets a block that was not foreseen is
-    thrown away and rendered again with it. Out of GPU memory, slots are given up.
+    A frame that needs more blocks than there are slots is rendered by regions of the picture that do not, and in passes where even a
+    small one does. A frame that meets a block that was not foreseen is thrown away and rendered again with it. Out of GPU memory,
+    slots are given up.
     """
 
     def __init__(
@@ -79,7 +85,7 @@ class FetchingRenderer:
                 fetcher.shrink()
                 self._open()
                 logger.warning("out of GPU memory with %d slots: %d from here on, with the same pixels", before, fetcher.capacity)
-                blocks = fetcher.begin(frame, c2w, intrinsics, width, height)
+                blocks, looked = fetcher.begin(frame, c2w, intrinsics, width, height), False
 
     @property
     def stats(self) -> FetchStats:
@@ -107,8 +113,63 @@ class FetchingRenderer:
             with fetcher.hold(blocks):
                 return renderer.render(c2w, intrinsics, width, height)
         if self._fused is not None:
-            order = tile_order(width, height, fetcher.device)
-            return self._ray_passes.render(c2w, intrinsics, width, height, order, blocks, fetcher)
+            regions = fetcher.regions(blocks, c2w, intrinsics, width, height, TILE)
+            return self._join_rays(self._fused, regions, c2w, intrinsics, width, height)
         assert self._plain is not None
-        tiles = self._plain.tiles(width, height)
-        return self._plain.assemble(self._tile_passes.render_tiles(c2w, intrinsics, width, tiles, fetcher), width, height)
+        unit = tile_side(fetcher.settings.samples, fetcher.device.type)
+        regions = fetcher.regions(blocks, c2w, intrinsics, width, height, unit)
+        return self._plain.assemble(self._tiles(self._plain, regions, c2w, intrinsics, width, height), width, height)
+
+    def _tiles(
+        self,
+        renderer: Renderer,
+        regions: Iterable[Region],
+        c2w: NDArray[np.floating],
+        intrinsics: Sequence[float],
+        width: int,
+        height: int,
+    ) -> Iterator[TileOutput]:
+        """The tiles of a frame, region by region."""
+        tiles = renderer.tiles(width, height)
+        for region in regions:
+            inside = [tile for tile in tiles if region.left <= tile.left < region.right and region.top <= tile.top < region.bottom]
+            if len(region.blocks) > self._fetcher.capacity:
+                yield from self._tile_passes.render_tiles(c2w, intrinsics, width, inside, self._fetcher)
+            else:
+                with self._fetcher.hold(region.blocks):
+                    yield from renderer.render_tiles(c2w, intrinsics, width, inside)
+
+    def _join_rays(
+        self,
+        renderer: FusedRenderer,
+        regions: Iterable[Region],
+        c2w: NDArray[np.floating],
+        intrinsics: Sequence[float],
+        width: int,
+        height: int,
+    ) -> RenderOutput:
+        """A frame by the fused kernels, region by region."""
+        device = self._fetcher.device
+        rgb = torch.empty(width * height, 3, device=device)
+        depth, alpha = torch.empty(width * height, device=device), torch.empty(width * height, device=device)
+        counters = Counter[str]()
+        for region in regions:
+            pixels = region_order(width, height, region, device)
+            if len(region.blocks) > self._fetcher.capacity:
+                parts = self._ray_passes.render_pixels(c2w, intrinsics, width, pixels, region.blocks, self._fetcher)
+            else:
+                renderer._graphs.forget()  # a region comes once: a graph of it would be recorded in vain
+                with self._fetcher.hold(region.blocks):
+                    parts = renderer.render_pixels(c2w, intrinsics, width, pixels)
+            rgb[pixels], depth[pixels], alpha[pixels] = parts[:3]
+            counters.update(parts[3])
+        rgb = on_background(rgb, alpha, self._fetcher.settings.background)
+        return RenderOutput(rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), dict(counters), {})
+
+
+@lru_cache(maxsize=8)
+def region_order(width: int, height: int, region: Region, device: torch.device) -> Tensor:
+    """The pixels [P] int64 of a region of a frame, in the frame's `tile_order`."""
+    order = tile_order(width, height, device)
+    row, column = order // width, order % width
+    return order[(column >= region.left) & (column < region.right) & (row >= region.top) & (row < region.bottom)]

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field, fields
 class FetchStats:
     """Cumulative counters of one BlockCache.
 
-    blocks_read, bytes_read: blocks read from the store, and the bytes of their planes as stored. bytes_copied: put into slots of a
-    GPU from host memory, with copy_seconds by the device's clock (0 on a CPU). loads: blocks put into slots. hits: blocks of a hold
-    that were in their slots when it was entered. stalls, stall_seconds: holds that rendering waited for, and how long: the host for
-    reads, the device for copies. host_peak_bytes: buffers in host memory. slot_bytes: tables of all slots.
+    blocks_read: blocks brought into host memory. bytes_read: of their planes as stored, read from the store; bytes_shared: of those that
+    another rank of the host had read. bytes_copied: put into slots of a GPU from host memory, with copy_seconds by the device's clock (0
+    on a CPU). loads: blocks put into slots. hits: blocks of a hold that were in their slots when it was entered. stalls, stall_seconds:
+    holds that rendering waited for, and how long: the host for reads, the device for copies. host_peak_bytes: buffers in host memory, and
+    this rank's part of what ranks share. slot_bytes: tables of all slots.
     """
 
     blocks_read: int = 0
     bytes_read: int = 0
+    bytes_shared: int = 0
     bytes_copied: int = 0
     copy_seconds: float = 0.0
     loads: int = 0

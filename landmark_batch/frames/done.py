@@ -46,9 +46,9 @@ def _write_locked(
     layout: StoreLayout, definition: StoreDefinition, except_for: Iterable[int], index: LedgerIndex | None
 ) -> NDArray[np.bool_]:
     count = definition.spec.frames
-    hidden = set(except_for)
+    standing = (index or LedgerIndex(layout.ledger)).refresh().standing() - set(except_for)
     mask = np.zeros(count, dtype=np.bool_)
-    mask[[frame for frame in (index or LedgerIndex(layout.ledger)).refresh().finished() if frame < count and frame not in hidden]] = True
+    mask[[frame for frame in standing if frame < count]] = True
     _write(layout, definition, mask)
     return mask
 

@@ -1,13 +1,15 @@
-"""Frames to chunk files' bytes, as Zarr's own pipeline would encode them, but in whatever thread asks.
+"""Frames to chunk files' bytes and back, as Zarr's own pipeline would do it, but in whatever thread asks.
 
-Zarr encodes through one event loop, which copies each frame several times and holds Python's lock meanwhile. The codecs alone release it.
+Zarr does it through one event loop, which copies each frame several times and holds Python's lock meanwhile. The codecs alone release it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import google_crc32c
@@ -20,8 +22,12 @@ from .arrays import Array
 
 Part: TypeAlias = memoryview
 FrameEncoder: TypeAlias = Callable[[NDArray[Any]], tuple[Part, bytes]]
+FrameDecoder: TypeAlias = Callable[[Path], NDArray[Any]]
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _MOST_THREADS = 8  # of one writer: eight lz4 threads fill the fastest disk there is
+_SUM = 4  # bytes of the crc32c at a file's end
+_BLOSC_HEADER = 16  # bytes; the four from the fifth on are the decoded size
+_kept = threading.local()  # each thread's buffer for compressed files: new memory of this size costs as much as reading
 
 
 def frame_encoder(array: Array) -> FrameEncoder | None:
@@ -29,15 +35,12 @@ def frame_encoder(array: Array) -> FrameEncoder | None:
 
     The bytes are those that Zarr writes. None for an array whose codecs or chunks are others than a store's with one frame a file.
     """
-    plain, *rest = getattr(array.metadata, "codecs", (None,))
-    if not isinstance(plain, BytesCodec) or sys.byteorder != "little" or array.chunks[0] != 1:
+    codecs = _frame_codecs(array)
+    if not codecs:
         return None
-    if [type(codec) for codec in rest] == [Crc32cCodec]:
+    if len(codecs) == 1:
         return _plain
-    if [type(codec) for codec in rest] != [BloscCodec, Crc32cCodec] or rest[0].typesize != array.dtype.itemsize:
-        return None
-    codec = rest[0]
-    blosc = numcodecs.Blosc(codec.cname.value, codec.clevel, _SHUFFLES[codec.shuffle.value], codec.blocksize)
+    blosc = _blosc(codecs[0])
 
     def encode(frame: NDArray[Any]) -> tuple[Part, bytes]:
         return _with_sum(np.frombuffer(blosc.encode(np.ascontiguousarray(frame).reshape(-1)), np.uint8))
@@ -45,9 +48,51 @@ def frame_encoder(array: Array) -> FrameEncoder | None:
     return encode
 
 
+def frame_decoder(array: Array) -> FrameDecoder | None:
+    """What reads a frame's file: path -> its pixels, [H, W(, C)] in the array's dtype, checked against the file's checksum.
+
+    The pixels are those that Zarr reads. It raises OSError, and ValueError or RuntimeError for a damaged file. None where
+    `frame_encoder` is None.
+    """
+    codecs = _frame_codecs(array)
+    if not codecs:
+        return None
+    blosc = _blosc(codecs[0]) if len(codecs) == 2 else None
+    shape, dtype = array.shape[1:], array.dtype
+
+    def decode(path: Path) -> NDArray[Any]:
+        if blosc is None:
+            return _checked(path, np.empty).view(dtype).reshape(shape)
+        payload = _checked(path, _buffer)
+        frame = np.empty(shape, dtype)
+        said = int.from_bytes(payload[4:8].tobytes(), "little")
+        if len(payload) < _BLOSC_HEADER or said != frame.nbytes:
+            raise ValueError(f"it holds {said} bytes of pixels, not {frame.nbytes}")
+        blosc.decode(payload, frame)
+        return frame
+
+    return decode
+
+
 def encoding_threads() -> int:
     """Threads that encode and write one commit, by the cores this process may use: half of them, 2 to 8."""
     return max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2))
+
+
+def _frame_codecs(array: Array) -> list[Any]:
+    """The codecs after the bytes: a checksum, or Blosc and a checksum. Empty where a frame is no file of its own or they are others."""
+    plain, *rest = getattr(array.metadata, "codecs", (None,))
+    if not isinstance(plain, BytesCodec) or sys.byteorder != "little" or array.chunks != (1, *array.shape[1:]):
+        return []
+    if [type(codec) for codec in rest] == [Crc32cCodec]:
+        return rest
+    if [type(codec) for codec in rest] != [BloscCodec, Crc32cCodec] or rest[0].typesize != array.dtype.itemsize:
+        return []
+    return rest
+
+
+def _blosc(codec: BloscCodec) -> Any:
+    return numcodecs.Blosc(codec.cname.value, codec.clevel, _SHUFFLES[codec.shuffle.value], codec.blocksize)
 
 
 def _plain(frame: NDArray[Any]) -> tuple[Part, bytes]:
@@ -56,4 +101,25 @@ def _plain(frame: NDArray[Any]) -> tuple[Part, bytes]:
 
 def _with_sum(payload: NDArray[np.uint8]) -> tuple[Part, bytes]:
     checksum: int = google_crc32c.value(payload)
-    return payload.data, checksum.to_bytes(4, "little")
+    return payload.data, checksum.to_bytes(_SUM, "little")
+
+
+def _checked(path: Path, memory: Callable[[int, type[np.uint8]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """A file's bytes without their checksum, in `memory`. Raises ValueError if that is another."""
+    with path.open("rb", buffering=0) as file:
+        data = memory(os.fstat(file.fileno()).st_size, np.uint8)
+        read = 0
+        while read < len(data) and (more := file.readinto(data[read:].data)):
+            read += more
+    payload = data[:-_SUM]
+    if read < len(data) or len(data) < _SUM or google_crc32c.value(payload) != int.from_bytes(data[-_SUM:].tobytes(), "little"):
+        raise ValueError("its checksum is another")
+    return payload
+
+
+def _buffer(size: int, dtype: type[np.uint8]) -> NDArray[np.uint8]:
+    """This thread's, the same each time."""
+    kept: NDArray[np.uint8] | None = getattr(_kept, "data", None)
+    if kept is None or len(kept) < size:
+        kept = _kept.data = np.empty(size + size // 8, dtype)
+    return kept[:size]

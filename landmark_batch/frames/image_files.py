@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from .image_settings import ImageSettings
 from .jpeg import encode_jpeg, read_jpeg_text
 from .outfile import output_file
 from .picture import linear_rgb, opaque, straight_bits, to_bits, to_float
-from .png import encode_png, read_png_text
+from .png import read_png_text, write_png
 
 DIGEST = "landmark-batch digest"
 KEY = "landmark-batch export"
@@ -61,22 +61,28 @@ def write_image(path: Path, pixels: NDArray[Any], settings: ImageSettings, label
     with output_file(path) as temporary:
         if settings.format == "exr":
             write_exr(temporary, *_exr(pixels, settings, label), compression=settings.exr_compression)
+        elif settings.format == "png":
+            with temporary.open("wb") as file:
+                _png(file, pixels, settings, label)
         else:
-            temporary.write_bytes(_png(pixels, settings, label) if settings.format == "png" else _jpeg(pixels, settings, label))
+            temporary.write_bytes(_jpeg(pixels, settings, label))
         return temporary.stat().st_size
 
 
-def _png(pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> bytes:
-    compress = settings.png_compression != "none"
+def _png(file: BinaryIO, pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> None:
+    text, srgb = label.text(), True
     if settings.output == "rgb":
-        return encode_png(straight_bits(pixels, settings.bit_depth), label.text(), compress=compress)
-    if settings.output == "alpha":
-        return encode_png(to_bits(pixels, settings.bit_depth), label.text(), srgb=False, compress=compress)
-    near, far = _range(label)
-    text = {**label.text(), "Description": f"depth {near:g} to {far:g} scene units, {settings.colormap}"}
-    if settings.colormap == "gray":
-        return encode_png(to_bits(normalise(pixels, near, far), settings.bit_depth), text, srgb=False, compress=compress)
-    return encode_png(paint(pixels, near, far, settings.colormap), text, compress=compress)
+        picture = straight_bits(pixels, settings.bit_depth)
+    elif settings.output == "alpha":
+        picture, srgb = to_bits(pixels, settings.bit_depth), False
+    else:
+        near, far = _range(label)
+        text["Description"] = f"depth {near:g} to {far:g} scene units, {settings.colormap}"
+        if settings.colormap == "gray":
+            picture, srgb = to_bits(normalise(pixels, near, far), settings.bit_depth), False
+        else:
+            picture = paint(pixels, near, far, settings.colormap)
+    write_png(file, picture, text, srgb=srgb, compress=settings.png_compression != "none")
 
 
 def _jpeg(pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> bytes:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from landmark_batch.errors import StoreError
 from landmark_batch.object_client import ObjectStoreError
@@ -29,7 +29,7 @@ from landmark_batch.object_path import ObjectPath, StorePath, Version, at_once
 
 from . import durable
 from .process import writer_tag
-from .records import FrameRecord, Order, line_order, line_records
+from .records import FrameRecord, Order, line_frames, line_order, line_records
 from .sealed import DamagedError, seal, unseal
 
 _log = logging.getLogger(__name__)
@@ -133,17 +133,29 @@ class _Log:
     tail: int = 0
 
 
+class _Line(NamedTuple):
+    """What frames have in common that one line speaks of. text: as it stands in its log, b'' of a line that makes frames missing."""
+
+    order: Order
+    text: bytes
+
+
 class LedgerIndex:
-    """All logs of a store, read once and then only where they grew. Thread-safe."""
+    """All logs of a store, read once and then only where they grew. Thread-safe.
+
+    Keeps lines as they are, 80 bytes a frame: a record takes ten times as much memory, and most who ask only need to know which frames
+    stand. Records are kept, once all were asked for, until a line comes.
+    """
 
     def __init__(self, directory: StorePath) -> None:
         self._directory = directory
         self._lock = threading.Lock()
+        self._lines_read = 0
         self._reset()
 
     def _reset(self) -> None:
         self._logs: dict[str, _Log] = {}
-        self._latest: dict[int, tuple[Order, FrameRecord | None]] = {}
+        self._latest: dict[int, _Line] = {}
         self._damaged: list[DamagedLine] = []
         self._finished: dict[int, FrameRecord] | None = None
         self.generation = 0
@@ -192,48 +204,58 @@ class LedgerIndex:
         *lines, tail = data.split(b"\n")
         for line in lines:
             log.lines += 1
+            self._lines_read += 1
             log.offset += len(line) + 1
             try:
-                self._apply(unseal(line), name)
+                self._apply(unseal(line), name, line)
             except DamagedError as error:
                 self._damaged.append(DamagedLine(name, log.lines, str(error), torn=False, bytes=len(line)))
             except (KeyError, TypeError, ValueError) as error:
                 self._damaged.append(DamagedLine(name, log.lines, f"not a record of this program: {error!r}", torn=False, bytes=len(line)))
         log.tail = len(tail)
 
-    def _apply(self, values: dict[str, Any], writer: str) -> None:
+    def _apply(self, values: dict[str, Any], writer: str, text: bytes) -> None:
         order = line_order(values, writer)
-        records = line_records(values) if values["kind"] == "frames" else []
+        recorded = values["kind"] == "frames"
+        frames = line_frames(values) if recorded else values["frames"]
         self._finished = None
         self.generation = max(self.generation, order[0])
-        latest = self._latest
-        if values["kind"] == "frames":
-            for record in records:
-                known = latest.get(record.frame)
-                if known is None or known[0] < order:
-                    latest[record.frame] = (order, record)
-        else:
-            for frame in values["frames"]:
-                known = latest.get(frame)
-                if known is None or known[0] < order:
-                    latest[frame] = (order, None)
+        latest, line = self._latest, _Line(order, text if recorded else b"")
+        for frame in frames:
+            known = latest.get(frame)
+            if known is None or known.order < order:
+                latest[frame] = line
 
-    def finished(self) -> dict[int, FrameRecord]:
-        """{frame: its record}, ascending, as of the last `refresh`."""
+    def finished(self, frames: Iterable[int] | None = None) -> dict[int, FrameRecord]:
+        """{frame: its record} of `frames` (default: of all), ascending, as of the last `refresh`. Makes records: see `standing`."""
         with self._lock:
-            if self._finished is None:
-                self._finished = {frame: record for frame, (_, record) in sorted(self._latest.items()) if record is not None}
-            return dict(self._finished)
+            if self._finished is not None:
+                known = self._finished
+                return dict(known) if frames is None else {frame: known[frame] for frame in sorted(set(frames)) if frame in known}
+            latest = dict(self._latest) if frames is None else {frame: self._latest[frame] for frame in frames if frame in self._latest}
+            generation = self._lines_read
+        lines = {id(line): line for line in latest.values() if line.text}
+        found = {record.frame: record for line in lines.values() for record in _records(line) if latest.get(record.frame) is line}
+        found = dict(sorted(found.items()))
+        with self._lock:
+            if frames is None and generation == self._lines_read:
+                self._finished = found
+        return dict(found)
+
+    def standing(self, frames: Iterable[int] | None = None) -> set[int]:
+        """Those of `frames` (default: of all) that are recorded, as of the last `refresh`."""
+        with self._lock:
+            latest = self._latest
+            return {frame for frame in (latest if frames is None else frames) if frame in latest and latest[frame].text}
 
     def last_sequence(self, frames: Iterable[int]) -> int:
         """The greatest sequence of what holds of these frames, -1 if nothing is known."""
         with self._lock:
-            return max((self._latest[frame][0][2] for frame in frames if frame in self._latest), default=-1)
+            return max((self._latest[frame].order[2] for frame in frames if frame in self._latest), default=-1)
 
     def record(self, frame: int) -> FrameRecord | None:
         """The record of one frame, as of the last `refresh`."""
-        with self._lock:
-            return self._latest.get(frame, (None, None))[1]
+        return self.finished((frame,)).get(frame)
 
     def damaged(self) -> list[DamagedLine]:
         """Lines that do not count, and logs that end within a line or are empty."""
@@ -243,6 +265,10 @@ class LedgerIndex:
                 if log.tail or not log.offset:
                     found.append(DamagedLine(name, log.lines + 1, "cut off", torn=True, bytes=log.tail))
         return found
+
+
+def _records(line: _Line) -> list[FrameRecord]:
+    return line_records(unseal(line.text))
 
 
 def rewrite_damaged(directory: StorePath, damaged: list[DamagedLine]) -> None:

@@ -151,10 +151,9 @@ class StoreOwner:
         """
         self.require_held()
         held = claims.claim_frames(self.layout, self.id, frames, self.is_live)
-        finished = self.index.refresh().finished()
-        done = [frame for frame in held if frame in finished]
-        claims.release_frames(self.layout, self.id, done)
-        return [frame for frame in held if frame not in finished]
+        standing = self.index.refresh().standing(held)
+        claims.release_frames(self.layout, self.id, standing)
+        return [frame for frame in held if frame not in standing]
 
     def release(self, frames: Iterable[int]) -> None:
         """Give up claims, after the frames are recorded or given up."""

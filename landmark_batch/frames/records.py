@@ -99,6 +99,20 @@ def line_order(values: Mapping[str, Any], writer: str) -> Order:
     return (int(values["generation"]), is_frames, int(values["sequence"]), int(values.get("epoch", 0)), writer)
 
 
+def line_frames(values: Mapping[str, Any]) -> list[int]:
+    """Frames of a 'frames' line that `line_records` can make records of. Raises KeyError, TypeError or ValueError if it is none of ours."""
+    frames, columns = values["frames"], [*values["digests"].values(), *values["sizes"].values()]
+    if (
+        any(len(column) != len(frames) for column in (values["fingerprints"], *columns))
+        or values["sizes"].keys() != values["digests"].keys()
+    ):
+        raise ValueError("columns of different lengths")
+    missing = [name for name in _COMMON if name not in values]
+    if missing:
+        raise KeyError(missing[0])
+    return list(frames)
+
+
 def line_records(values: Mapping[str, Any]) -> list[FrameRecord]:
     """Records of a 'frames' line. Raises KeyError, TypeError or ValueError if it is none of ours."""
     digests, sizes = values["digests"], values["sizes"]

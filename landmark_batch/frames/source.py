@@ -48,8 +48,8 @@ class FrameSource(Protocol):
     @property
     def metres_per_unit(self) -> float | None: ...
 
-    def finished(self) -> Mapping[int, Mapping[str, str]]:
-        """{frame: {output: digest of its pixels}} of every frame that stands now."""
+    def finished(self, frames: Iterable[int] | None = None) -> Mapping[int, Mapping[str, str]]:
+        """{frame: {output: digest of its pixels}} of every frame (of `frames`) that stands now."""
         ...
 
     def read(self, output: str, frame: int) -> Pixels:
@@ -98,7 +98,7 @@ def select_frames(source: FrameSource, frames: Iterable[int] | None = None, *, a
     Raises StoreError naming the unfinished ones unless allow_missing, or if none is finished; ConfigError as `check_frames`.
     """
     wanted = check_frames(source, range(source.frames) if frames is None else frames)
-    digests = source.finished()
+    digests = source.finished(wanted)
     ready = tuple(frame for frame in wanted if frame in digests)
     missing = tuple(frame for frame in wanted if frame not in digests)
     if missing and (not allow_missing or not ready):

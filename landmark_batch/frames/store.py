@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from .arrays import Array, open_array
 from .create import create_store
 from .definition import StoreDefinition, is_store, load_definition
 from .done import discard_frames, write_done
+from .encode import frame_decoder
 from .fence import Fence, change_fence
 from .fingerprint import FrameSettings
 from .layout import StoreLayout, layout_of
@@ -123,12 +125,17 @@ class FrameStore:
 
     # -- reading
 
-    def finished(self) -> dict[int, FrameRecord]:
-        """{frame: record} of every frame that stands, ascending. Reads only what was appended since the last call."""
-        found, count = self.index.refresh().finished(), self.spec.frames
+    def finished(self, frames: Iterable[int] | None = None) -> dict[int, FrameRecord]:
+        """{frame: record} of every frame (of `frames`) that stands, ascending. Reads only what was appended since the last call."""
+        found, count = self.index.refresh().finished(frames), self.spec.frames
         if found and next(reversed(found)) >= count:
             found = {frame: record for frame, record in found.items() if frame < count}
         return found
+
+    def standing(self) -> set[int]:
+        """Frames that stand: the keys of `finished`, without its records."""
+        count = self.spec.frames
+        return {frame for frame in self.index.refresh().standing() if frame < count}
 
     def record(self, frame: int) -> FrameRecord | None:
         """The record of one frame if it stands, without making the whole table."""
@@ -160,7 +167,10 @@ class FrameStore:
         if not file.is_file():
             raise StoreError(f"{file}: {output} of frame {frame} is not there", remedy="`landmark-batch render` renders what is missing")
         try:
-            return np.asarray(self.array(output)[frame])
+            array = self.array(output)
+            if isinstance(file, Path) and (decode := frame_decoder(array)) is not None:
+                return decode(file)
+            return np.asarray(array[frame])
         except DECODE_ERRORS as error:
             raise StoreError(
                 f"{file}: {output} of frame {frame} is damaged ({error})", remedy="`landmark-batch verify`, then render again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ class StoreSource:
 
     def __init__(self, store: FrameStore) -> None:
         self.store = store
-        self._records: Mapping[int, FrameRecord] = {}
+        self._records: dict[int, FrameRecord] = {}
 
     @property
     def name(self) -> str:
@@ -76,9 +76,9 @@ class StoreSource:
     def metres_per_unit(self) -> float | None:
         return self.store.info.metres_per_unit
 
-    def finished(self) -> Mapping[int, Mapping[str, str]]:
-        self._records = self.store.finished()
-        return {frame: record.digests for frame, record in self._records.items()}
+    def finished(self, frames: Iterable[int] | None = None) -> Mapping[int, Mapping[str, str]]:
+        found = self._records = self.store.finished(frames)
+        return {frame: record.digests for frame, record in found.items()}
 
     def pose(self, frame: int) -> NDArray[np.float64] | None:
         return np.asarray(self._flight.c2w[frame], np.float64)
@@ -88,8 +88,7 @@ class StoreSource:
         pixels = self.store.read(output, frame)
         digest = pixel_digest(pixels)
         if (record := self._records.get(frame)) is None or record.digests[output] != digest:
-            self._records = self.store.finished()  # it may have been rendered since
-            record = self._records.get(frame)
+            record = self.store.record(frame)  # it may have been rendered since
         if record is None:
             raise StoreError(f"{self.path}: frame {frame} is not finished", remedy="`landmark-batch render` renders what is missing")
         if record.digests[output] != digest:

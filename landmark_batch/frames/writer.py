@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,6 +63,8 @@ class FrameWriter:
     """Writes frames of one store as one worker. Thread-safe: its commits run one after another; take one writer a thread to overlap.
 
     Made by `FrameStore.writer`. generation: of the job it works for; a commit is refused once that job has ended.
+    waiting: files of the commit in hand that are not written yet. tell: gets each file's 'encode' and 'write' with begin and end
+    (time.perf_counter()), in the thread that did them.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class FrameWriter:
         self._epoch = epoch
         self._group = group
         self._generation = read_fence(layout).generation if generation is None else generation
+        self.waiting = 0
+        self.tell: Callable[[str, float, float], None] | None = None
         self._record = ledger_log(layout.ledger, worker)
         self._lock = threading.Lock()
         self._stage: AnyStage | None = None
@@ -213,17 +217,25 @@ class FrameWriter:
             between = time.perf_counter()
             if encoded is not None:
                 stage.write(self._chunk(name, frames[position]), *encoded)
-            return digest, between - began, time.perf_counter() - between
+            ended = time.perf_counter()
+            if self.tell is not None:
+                self.tell("encode", began, between)
+                self.tell("write", between, ended)
+            return digest, between - began, ended - between
 
         jobs = [(name, position) for position in range(len(frames)) for name in self._arrays]
         started = time.perf_counter()
         with ThreadPoolExecutor(min(encoding_threads(), len(jobs)), thread_name_prefix="frame-writer") as pool:
             futures = [pool.submit(one, *job) for job in jobs]
+            found = {}
             try:
-                found = {job: future.result() for job, future in zip(jobs, futures, strict=True)}
+                for self.waiting, (job, future) in zip(range(len(jobs), 0, -1), zip(jobs, futures, strict=True), strict=True):
+                    found[job] = future.result()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+            finally:
+                self.waiting = 0
         wall = time.perf_counter() - started
         encoding, files = sum(times[1] for times in found.values()), sum(times[2] for times in found.values())
         for name, array in self._arrays.items():

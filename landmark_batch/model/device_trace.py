@@ -79,5 +79,5 @@ def device_ranges(trace: dict[str, Any]) -> list[Range]:
         if event.get("cat") in CATEGORIES and event.get("ph") == "X":
             args = event.get("args", {})
             place = f"cuda:{args.get('device', 0)} stream {args.get('stream', 0)}"
-            found.append(Range(str(event["name"])[:120], base + event["ts"] * 1e-6, event["dur"] * 1e-6, (0, ""), place))
+            found.append(Range(str(event["name"])[:120], base + event["ts"] * 1e-6, event["dur"] * 1e-6, "", place, kernel=True))
     return sorted(found, key=lambda found: found.begin)

@@ -14,7 +14,6 @@ from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.kernels import fused
 from landmark_batch.model.blocks import BlockSource, BlockTables, in_passes
 from landmark_batch.model.fused import RAYS, STOP, FusedRenderer
-from landmark_batch.model.output import RenderOutput, on_background
 from landmark_batch.model.sampling import flat_box
 
 SAMPLE_BYTES = 4 * 7 + 8  # ray, t, delta, the share of a pass, their sum, what is staged of it
@@ -30,24 +29,6 @@ class RayPasses:
         self._tables = tables
         self._samples_per_ray = 24.0
         self._coloured_per_ray = 12.0
-
-    def render(
-        self,
-        c2w: NDArray[np.floating],
-        intrinsics: Sequence[float],
-        width: int,
-        height: int,
-        order: Tensor,
-        blocks: Sequence[int],
-        source: BlockSource,
-    ) -> RenderOutput:
-        """As `FusedRenderer.render`. order: its pixels, as `tile_order`. blocks: all that the frame needs."""
-        rows, depth, alpha, counters = self.render_pixels(c2w, intrinsics, width, order, blocks, source)
-        rgb = torch.empty_like(rows)
-        depths, alphas = torch.empty_like(depth), torch.empty_like(alpha)
-        rgb[order], depths[order], alphas[order] = rows, depth, alpha
-        rgb = on_background(rgb, alphas, self._renderer.settings.background)
-        return RenderOutput(rgb.view(height, width, 3), depths.view(height, width), alphas.view(height, width), counters, {})
 
     def render_pixels(
         self,

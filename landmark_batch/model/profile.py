@@ -26,13 +26,16 @@ _current: Recorder | None = None
 
 @dataclass(frozen=True)
 class Range:
-    """begin: seconds since the epoch. seconds: its length. thread: the host thread's id and name. device: 'cuda:0', None = on the host."""
+    """begin: seconds since the epoch. seconds: its length. thread: the host thread's name, or that of its track. device: 'cuda:0', with
+    the stream where that is not the device's first one; None = on the host. kernel: what the device itself said it ran.
+    """
 
     name: str
     begin: float
     seconds: float
-    thread: tuple[int, str]
+    thread: str
     device: str | None = None
+    kernel: bool = False
 
 
 def span(name: str, device: torch.device | None = None) -> AbstractContextManager[None]:
@@ -46,6 +49,11 @@ def mark(name: str, begin: float, end: float) -> None:
     recorder = _current
     if recorder is not None:
         recorder.mark(name, begin, end)
+
+
+def on_track(name: str) -> AbstractContextManager[None]:
+    """Ranges of this thread count as those of the thread of that name meanwhile: work that goes from thread to thread stays together."""
+    return NOTHING if _current is None else _Track(name)
 
 
 def recording() -> bool:
@@ -62,6 +70,7 @@ class Recorder(ABC):
         self._lock = threading.Lock()
         self._waiting: dict[torch.device, deque[_DeviceRange]] = {}
         self._anchors: dict[torch.device, tuple[torch.cuda.Event, float]] = {}
+        self._streams: dict[tuple[torch.device, int], str] = {}
 
     @abstractmethod
     def receive(self, found: Range) -> None:
@@ -103,9 +112,16 @@ class Recorder(ABC):
             event, at = self._anchors[device]
             begin = at + event.elapsed_time(found.begin) * 1e-3
             seconds = found.begin.elapsed_time(found.end) * 1e-3
-            self.receive(Range(found.name, begin, seconds, found.thread, str(device)))
+            self.receive(Range(found.name, begin, seconds, found.thread, self._place(device, found.stream)))
             if not waiting or begin - at > 1:  # elapsed_time is a float32: short distances are exact
                 self._anchors[device] = (found.end, begin + seconds)
+
+    def _place(self, device: torch.device, stream: int) -> str:
+        """A device's streams by the order in which they came, the default one by the device's name alone."""
+        if not stream:
+            return str(device)
+        others = sum(known == device for known, _ in self._streams)
+        return self._streams.setdefault((device, stream), f"{device} side stream {others + 1}")
 
     def anchor(self, device: torch.device) -> None:
         """Tie the clock of a device to the host's, once."""
@@ -156,7 +172,8 @@ class _DeviceRange:
     name: str
     begin: torch.cuda.Event
     end: torch.cuda.Event
-    thread: tuple[int, str]
+    thread: str
+    stream: int
 
 
 class _Span(AbstractContextManager[None]):
@@ -175,7 +192,7 @@ class _Span(AbstractContextManager[None]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         measured = None
         if self._device is not None and self._event is not None and error is None:
-            measured = _DeviceRange(self._name, self._event, _event(self._device), _this_thread())
+            measured = _DeviceRange(self._name, self._event, _event(self._device), _this_thread(), _stream(self._device))
         self._recorder._end(self._name, self._begin, measured, self._device)
 
 
@@ -185,5 +202,25 @@ def _event(device: torch.device) -> torch.cuda.Event:
     return event
 
 
-def _this_thread() -> tuple[int, str]:
-    return threading.get_native_id(), threading.current_thread().name
+def _stream(device: torch.device) -> int:
+    """The current stream; 0 is the device's default one."""
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+_tracks = threading.local()
+
+
+class _Track(AbstractContextManager[None]):
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._before: str | None = getattr(_tracks, "name", None)
+        _tracks.name = self._name
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _tracks.name = self._before
+
+
+def _this_thread() -> str:
+    return getattr(_tracks, "name", None) or threading.current_thread().name

@@ -23,7 +23,6 @@ from landmark_batch.model.profile import Range, Recorder
 LIMIT = 500_000  # events of a file: what a viewer still opens
 FLUSH_SECONDS = 2.0
 KERNEL_SECONDS = 5.0  # of a job, for which every kernel of the GPU is recorded
-_DEVICE_TRACK = 1 << 24  # ids of threads are below
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Timeline(Recorder):
         self.dropped = 0
         self._events = 0
         self._pid = os.getpid()
-        self._tracks: dict[int | str, int] = {}
+        self._tracks: dict[tuple[str, bool], int] = {}  # threads and streams by name: a thread of the same name goes on with its track
         self._flushed = time.monotonic()
         try:
             self._file: TextIO | None = self.path.open("w", encoding="utf-8")
@@ -56,13 +55,14 @@ class Timeline(Recorder):
             self.dropped += 1
             return
         self._events += 1
-        where = found.thread[0] if found.device is None else found.device
+        where = (found.thread, False) if found.device is None else (found.device, True)
         track = self._tracks.get(where)
         if track is None:
-            track = self._tracks[where] = found.thread[0] if found.device is None else _DEVICE_TRACK + len(self._tracks)
-            label = found.thread[1] if found.device is None else found.device
-            self._write({"name": "thread_name", "ph": "M", "tid": track, "args": {"name": label}})
-        event = {"name": found.name, "cat": "host" if found.device is None else "device", "ph": "X", "tid": track}
+            track = self._tracks[where] = len(self._tracks) + 1
+            self._write({"name": "thread_name", "ph": "M", "tid": track, "args": {"name": where[0]}})
+            self._write({"name": "thread_sort_index", "ph": "M", "tid": track, "args": {"sort_index": _place(*where)}})
+        category = "host" if found.device is None else "kernel" if found.kernel else "device"
+        event = {"name": found.name, "cat": category, "ph": "X", "tid": track}
         self._write(event | {"ts": round(found.begin * 1e6, 1), "dur": round(found.seconds * 1e6, 3)})
 
     def anchor(self, device: torch.device) -> None:
@@ -101,6 +101,12 @@ class Timeline(Recorder):
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
+
+
+def _place(name: str, device: bool) -> int:
+    """Where a track stands in a viewer: devices first, then threads in the order of a frame's way."""
+    order = ("render", "landmark-frames", "landmark-tile", "copies", "commit", "frame-writer")
+    return 0 if device else 1 + next((i for i, known in enumerate(order) if name.startswith(known)), len(order))
 
 
 def trace_path(log: Path, worker: str) -> Path:

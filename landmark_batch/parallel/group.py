@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -172,6 +172,16 @@ class RenderGroup:
     def leader(self) -> bool:
         """Whether this rank gives the orders and gets the frames."""
         return self.membership.rank == 0
+
+    def tell(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Whole numbers of this rank to all; returns those of every rank, by rank. Every rank calls it, with as many numbers.
+
+        Raises GroupError.
+        """
+        ones = [1] * self.frame.size
+        rows = torch.tensor([list(numbers)] * self.frame.size, dtype=torch.int64)
+        told: list[list[int]] = self.frame.exchange(rows, ones, ones).wait().tolist()
+        return told
 
     def watch(self, lost: Callable[[GroupError], None]) -> None:
         """Have a thread call `lost` once when the next rank's process ends before it has closed the group.

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from landmark_batch.errors import ConfigError
+from landmark_batch.commands.bench import _launch
+from landmark_batch.errors import ConfigError, GroupError
+from landmark_batch.events import ChunkDone, ChunkStarted
+from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
-from landmark_batch.workflows.bench import BenchBar, run_bench
+from landmark_batch.workflows.bench import run_bench
+from landmark_batch.workflows.bench_commands import TimedCommand, start_up, time_command
+from landmark_batch.workflows.bench_job import disk_rate
+from landmark_batch.workflows.bench_report import BenchBar, BenchReport, Findings
+from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
+from landmark_batch.workflows.bench_usage import UsageWatch
+from landmark_batch.workflows.machine import describe_machine
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.simulated import scheduling_cost
 from tests.workflows.conftest import _own_cache, inline, make_job, scene_dir
@@ -26,22 +37,33 @@ def lines() -> Iterator[list[str]]:
     yield []
 
 
+def run_python(program: str) -> Callable[[Sequence[str], Path], int]:
+    """A launcher of a Python program in place of this one's commands; it gets their words and writes to the file."""
+
+    def launch(words: Sequence[str], output: Path) -> int:
+        opened = (os.POSIX_SPAWN_OPEN, 1, str(output), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        return os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", program, *words], os.environ, file_actions=[opened])
+
+    return launch
+
+
 @pytest.mark.usefixtures("inline")
 def test_rendering_writing_and_exports_in_one_table(make_job: MakeJob, tmp_path: Path, lines: list[str]) -> None:
     folder = tmp_path / "bench"
     report = run_bench(folder, make_job(), frames=4, parts=("render", "write", "export"), tell=lines.append)
     figures = {row.what.strip(): row.value for row in report.rows}
-    for what in ("bare renderer", "job", "store writing", "store reading", "images, png", "film, libx264"):
+    told = ("bare renderer", "job", "job with PNG export beside it", "job, overlap off", "overlap on / off", "the job wrote")
+    for what in (*told, "store writing", "store reading", "images, png", "film, libx264"):
         assert figures[what] > 0
+    assert figures["frames that overlap changes"] == 0
+    assert len(list((tmp_path / "bench").glob("bench-images*/**/*.png"))) == 4
     assert report.job["frames"] == 4
-    assert [bar.what for bar in report.bars] == ["job / bare rendering"]
-    assert len(lines) == 5
-    text = report.describe()
-    assert "bare renderer" in text
-    assert ("held" in text) or ("NOT held" in text)
-    told: dict[str, Any] = json.loads(report.save(tmp_path / "bench.json").read_text())
-    assert len(told["rows"]) == len(report.rows)
-    assert told["machine"]["cores"] >= 1
+    assert not [bar for bar in report.bars if "rendering" in bar.what]  # promised on GPUs
+    assert lines[0] == "bare rendering, 2 frames" and "the job, overlap off, 4 frames" in lines
+    assert "bare renderer" in report.describe()
+    saved: dict[str, Any] = json.loads(report.save(tmp_path / "bench.json").read_text())
+    assert len(saved["rows"]) == len(report.rows)
+    assert saved["machine"]["cores"] >= 1
     again = run_bench(folder, make_job(), frames=2, parts=("write",))  # a second bench in the same folder
     assert again.job["frames"] == 2
     with pytest.raises(ConfigError, match="cannot write"):
@@ -70,7 +92,7 @@ def test_scheduling_cost_adds_up(tmp_path: Path) -> None:
         store=tmp_path,
         log=None,
         dashboard=None,
-        stages={"render": 8.1, "idle": 0.09, "check": 0.01, "quantise": 0.01, "write": 0.2},
+        stages={"render": 8.1, "idle": 0.09, "check": 0.01, "wait": 0.01, "quantise": 0.3, "write": 0.2},
     )
     cost = scheduling_cost(result, 10, 0.1)
     assert cost.rendering == 8.0
@@ -81,4 +103,110 @@ def test_scheduling_cost_adds_up(tmp_path: Path) -> None:
     assert cost.scheduling_share == pytest.approx(0.1 / 8.0)
     assert cost.per_chunk() == pytest.approx(0.1 / 8)
     assert cost.share_of(10_000) == pytest.approx((0.2 * 125 + 0.4) / 1000)
-    assert not BenchBar("x", 1.2, 1.15).held
+
+
+def test_bars_say_whether_they_hold() -> None:
+    bars = (BenchBar("slow", 1.2, 1.15), BenchBar("status", 2.5, 3.0, "s"))
+    text = BenchReport((), bars, {}, {}).describe().splitlines()
+    assert text[0].split() == ["bar", "slow", "1.2", "≤", "1.15", "NOT", "held"]
+    assert text[1].split() == ["bar", "status", "2.5", "≤", "3", "s", "held"]
+
+
+@pytest.mark.usefixtures("inline")
+def test_scheduling_of_simulated_frames(tmp_path: Path) -> None:
+    found = Findings()
+    bench_scheduling(tmp_path, 64, 0.0002, 8, found, machine=describe_machine())
+    figures = {row.what.strip(): row.value for row in found.rows}
+    assert figures["CPU of client, scheduler and driver"] > 0
+    memory = next(row for row in found.rows if row.what == "memory of client, scheduler and driver")
+    assert [part.split(":")[0] for part in memory.note.removeprefix("when so many frames stood: ").split(", ")] == [
+        "0",
+        "16",
+        "32",
+        "48",
+        "64",
+    ]
+    assert [bar.limit for bar in found.bars] == [0.01, 0.01, 1.1]
+
+
+@pytest.mark.usefixtures("inline")
+def test_going_on_with_a_long_flight(tmp_path: Path, make_job: MakeJob) -> None:
+    """The store is the one that the scene's own `render` would make; its last frames are given up for the last measurement."""
+    tiny = make_job()
+    job = tmp_path / "tiny.toml"
+    job.write_text(
+        f'version = 1\nname = "tiny"\n[scene]\ncheckpoint = "{tiny.scene.checkpoint}"\n[cameras]\nfile = "{tiny.cameras.file}"\n',
+        encoding="utf-8",
+    )
+    found, frames = Findings(), LEFT_OUT + 24
+    bench_scheduling(tmp_path, frames, 1e-6, 128, found, machine=describe_machine(), demo=job, launch=run_python("pass"))
+    store = FrameStore.open(tmp_path / "simulated.zarr")
+    assert store.spec.frames == frames and sorted(store.standing()) == list(range(24))
+    assert {bar.what: bar.limit for bar in found.bars if bar.unit == "s"} == {
+        f"resume of {frames:,} frames that stand": 10.0,
+        f"status of {frames:,} frames": 3.0,
+    }
+
+
+def test_usage_is_kept_at_every_quarter() -> None:
+    with UsageWatch(8, every=0.01) as watch:
+        assert watch.client_cpu == 0.0
+        for first in (0, 2, 4, 6):
+            watch(ChunkStarted(f"{first}", "w0"))
+            watch(ChunkDone(f"{first}", (first, first + 1), "w0", 0, 0.1, {}, {}))
+    assert [usage.done for usage in watch.at] == [0, 2, 4, 6, 8]
+    assert all(usage.rss[0] > 2**20 for usage in watch.at)
+    assert watch.chunks == 4 and watch.client_cpu >= 0
+
+
+def test_a_command_is_timed_with_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    log.write_text("2026-01-01 00:00:00,000 INFO    an older run: ChunkDone\n", encoding="utf-8")
+    program = (
+        "import datetime, sys\n"
+        "stamp = datetime.datetime.now().strftime('%Y-%m-%d %H:%M:%S,%f')[:-3]\n"
+        "open(sys.argv[1], 'a').write(f'{stamp} INFO    job: ChunkDone\\n  a line without a time\\n')\n"
+        "print('done', sys.argv[2])\n"
+    )
+    run = time_command(run_python(program), [str(log), "it"], tmp_path / "out.txt", log=log)
+    assert run.said == "done it\n" and run.seconds > 0 and run.cpu > 0
+    assert len(run.lines) == 1
+    first = run.first("ChunkDone")
+    assert first is not None and -0.01 <= first <= run.seconds + 0.01
+    assert run.first("JobDone") is None
+    with pytest.raises(GroupError, match="landmark-batch status x: exit code 3: why"):
+        time_command(run_python("print('why'); raise SystemExit(3)"), ["status", "x"], tmp_path / "out.txt")
+
+
+def test_a_command_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landmark_batch.workflows.bench_commands.LIMIT_SECONDS", 0.05)
+    with pytest.raises(GroupError, match="not over after"):
+        time_command(run_python("import time; time.sleep(600)"), ["render"], tmp_path / "out.txt")
+
+
+def test_stages_of_a_start_add_up() -> None:
+    said = "INFO landmark_batch.workflows.render: start-up: command 1.50 s, plan 0.25 s, kernels 0.00 s, store 0.10 s, workers 1.15 s"
+    log = (
+        (3.0, said),
+        (3.2, "JobStarted {}"),
+        (4.2, "[w0] opened"),
+        (4.4, "ChunkStarted {}"),
+        (4.5, "ChunkStarted {}"),
+        (4.9, "ChunkDone {}"),
+    )
+    start = start_up(TimedCommand(6.0, 9.0, "", log))
+    assert list(start.seconds) == ["command", "plan", "kernels", "store", "workers", "driver", "scene and kernels", "first chunk"]
+    assert start.total == pytest.approx(4.9)
+    assert start.seconds["scene and kernels"] == pytest.approx(1.2)
+    assert start_up(TimedCommand(1.0, 1.0, "")).total == 0.0
+
+
+def test_commands_run_in_a_process_of_their_own(tmp_path: Path) -> None:
+    assert time_command(_launch, ["--version"], tmp_path / "out.txt").said.startswith("landmark-batch")
+    with pytest.raises(GroupError, match="exit code 2: landmark-batch bench job --help says more"):
+        time_command(_launch, ["bench", "job", "--part", "speed"], tmp_path / "out.txt")
+
+
+def test_the_disk_is_measured_and_left_clean(tmp_path: Path) -> None:
+    assert disk_rate(tmp_path, size=2**16, files=4) > 0
+    assert not list(tmp_path.iterdir())

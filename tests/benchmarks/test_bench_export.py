@@ -27,7 +27,7 @@ def test_images_and_films_in_one_table(tmp_path: Path) -> None:
     assert len(lines) == 7
     told = json.loads(report.save(tmp_path / "bench.json").read_text())
     assert [row["copies"] for row in told["rows"]] == [row.copies for row in report.rows]
-    assert told["width"] == 64
+    assert told["width"] == 64 and all(row["reckoned_of_4_cores"] > 0 for row in told["rows"])
     assert told["machine"]["cores"] >= 1
     with pytest.raises(ConfigError, match="cannot write"):
         report.save(tmp_path)
@@ -40,7 +40,8 @@ def test_images_and_films_in_one_table(tmp_path: Path) -> None:
 def test_a_row_tells_clock_and_cores_apart() -> None:
     row = ExportRow("PNG", 8, frames=10, wall=2.0, cpu=4.0, bytes=5e6, copy=0.01)
     assert row.copies == pytest.approx(40)
-    assert row.cells() == ("PNG", "8", "5.00", "5.00", "2.50", "40.0")
+    assert row.reckoned == pytest.approx(10)
+    assert row.cells() == ("PNG", "8", "5.00", "5.00", "400", "2.50", "10.0", "40.0")
 
 
 def test_a_codec_that_cannot_run_is_refused_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

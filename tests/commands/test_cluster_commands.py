@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from landmark_batch.workflows import host_scheduler
 from landmark_batch.workflows.host_scheduler import SchedulerOptions, SchedulerUp
 from tests.commands.conftest import Run
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,7 @@ def test_bad_input(words: list[str], message: str, run: Run, tmp_path: Path) -> 
 
 
 def test_a_worker_without_scheduler_gives_up(run: Run, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (tmp_path / "scheduler.json").write_text(json.dumps({"address": f"tcp://127.0.0.1:{port}"}))
     outcome = run("worker", "--scheduler-file", "scheduler.json", "--device", "cpu", "--patience", "0.3")
     assert outcome.code == 1

@@ -9,6 +9,8 @@ from typing import Any
 import click
 import pytest
 
+from landmark_batch.cameras.paths import orbit_flight
+from landmark_batch.cameras.write import write_transforms
 from landmark_batch.commands.job_source import JobCommand, job_options, parse_gpus, read_job
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import ParallelSection, load_job
@@ -37,6 +39,14 @@ def test_plan_says_what_a_job_takes(
     assert found["store"] == str(park.parent / "park.zarr")
     assert found["seconds"] is None
     assert sorted(path.name for path in park.parent.iterdir()) == ["park.th", "park.toml", "transforms.json"], "plan writes nothing"
+
+
+def test_plan_counts_the_chunks_of_the_order_that_is_asked_for(park: Path, run: Run) -> None:
+    box = ((-1.0, -1.0, 0.0), (1.0, 1.0, 0.5))
+    write_transforms(orbit_flight(box, width=32, height=24, frames=23, fps=6.0), park.parent / "long.json")
+    words = ("park.toml", "--cameras", "long.json", "--set", "output.chunk_frames=5")
+    assert planned(run, *words)["chunks"] == 5
+    assert planned(run, *words, "--order", "coarse-to-fine")["chunks"] == 7  # of 3, 3, 5 + 1 and 5 + 5 + 1 frames
 
 
 def test_flags_come_before_the_job_file_and_set_before_flags(park: Path, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,21 @@ class Clock:
         return self.now
 
 
+@pytest.fixture
+def said_until(capsys: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
+    """said_until(line): waits for a line on standard error; returns all that were said since the last call."""
+
+    def wait(line: str) -> list[str]:
+        text, end = "", time.monotonic() + 60
+        while line not in text.splitlines():
+            assert time.monotonic() < end, text
+            time.sleep(0.02)
+            text += capsys.readouterr().err
+        return text.splitlines()
+
+    return wait
+
+
 def done(first: int, count: int = 8) -> ChunkDone:
     frames = tuple(range(first, first + count))
     return ChunkDone(f"{first}", frames, worker="w0", attempt=0, seconds=4.0, stages={"render": 3.5, "write": 0.5}, counters={})
@@ -43,38 +59,33 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
     assert rate.per_second == pytest.approx(10.0)
 
 
-def test_without_a_terminal_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_a_line_now_and_then(capsys: pytest.CaptureFixture[str], said_until: Callable[[str], list[str]]) -> None:
     clock = Clock()
     with ProgressSink(terminal=False, clock=clock, line_seconds=0.02) as sink:
         sink(STARTED)
         clock.now += 4
         sink(done(8))
-        time.sleep(0.2)
+        lines = said_until("16/48 frames  2.00 frames/s  ETA 0:16  last frame 15  torch")
         sink(ChunkFailed(chunk="c", frames=(16,), worker="w1", error="its process died", final=False))
         sink(JobDone(name="city", state="incomplete", rendered=8, missing=(16,), seconds=4.0, startup_seconds=1.0))
-    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "rendering 40 frames in 5 chunks into city.zarr, 8 of 48 stand already; 2 workers, runtime torch"
     assert lines[1] == "dashboard: http://x/status"
-    assert "16/48 frames  2.00 frames/s  ETA 0:16  last frame 15  torch" in lines
-    assert "trying again: chunk c on w1: its process died" in lines
+    assert "trying again: chunk c on w1: its process died" in capsys.readouterr().err.splitlines()
     time.sleep(0.1)
     assert capsys.readouterr().err == "", "nothing is said after the end"
     assert sink.stages == {"render": 3.5, "write": 0.5}
 
 
-def test_the_time_to_come_follows_the_cost_of_frames(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_to_come_follows_the_cost_of_frames(said_until: Callable[[str], list[str]]) -> None:
     clock = Clock()
     with ProgressSink(terminal=False, clock=clock, line_seconds=0.02) as sink:
         sink(replace(STARTED, cost=1000.0))  # 40 frames, the first of which are cheap
         clock.now += 4
         sink(replace(done(8), cost=100.0))
-        time.sleep(0.2)
+        said_until("16/48 frames  2.00 frames/s  ETA 0:36  last frame 15  torch")  # 900 at 25 a second; by frames it were 0:16
         clock.now += 36
         sink(replace(done(16), cost=300.0))
-        time.sleep(0.2)
-    lines = capsys.readouterr().err.splitlines()
-    assert "16/48 frames  2.00 frames/s  ETA 0:36  last frame 15  torch" in lines  # 900 at 25 a second; by frames it were 0:16
-    assert "24/48 frames  0.40 frames/s  ETA 1:00  last frame 23  torch" in lines  # 600 at 400 in 40 seconds
+        said_until("24/48 frames  0.40 frames/s  ETA 1:00  last frame 23  torch")  # 600 at 400 in 40 seconds
 
 
 def test_a_line_a_minute_is_what_users_get() -> None:

@@ -184,7 +184,8 @@ def long_park(park: Path) -> Path:
 
 def test_ctrl_c_stops_after_the_chunk_in_hand_and_says_how_to_go_on(long_park: Path) -> None:
     folder = long_park.parent
-    words = [sys.executable, "-m", "landmark_batch.cli", "render", str(long_park), "--no-dashboard", "--set", "output.chunk_frames=2"]
+    settings = ["--set", "output.chunk_frames=2", "--samples", "128"]  # long enough that it is not over before it is interrupted
+    words = [sys.executable, "-m", "landmark_batch.cli", "render", str(long_park), "--no-dashboard", *settings]
     process = subprocess.Popen(
         words,
         cwd=ROOT,
@@ -196,20 +197,20 @@ def test_ctrl_c_stops_after_the_chunk_in_hand_and_says_how_to_go_on(long_park: P
     )
     try:
         log = folder / "park.log"
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while not (log.is_file() and "ChunkDone" in log.read_text()):
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "no chunk in 90 seconds"
+            assert time.monotonic() < deadline, "no chunk in 180 seconds"
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group gets it
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=90)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert process.returncode == 130, err
     assert "stopping after the chunks in hand" in err
-    assert f"landmark-batch render {long_park} --no-dashboard --set output.chunk_frames=2" in err
+    assert f"landmark-batch render {long_park} --no-dashboard {' '.join(settings)}" in err
     assert "Traceback" not in out + err
     assert "worker died" not in err, "workers do not take the Ctrl-C for theirs"
     done = len(FrameStore.open(folder / "park.zarr").finished())

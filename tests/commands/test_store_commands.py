@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +17,10 @@ from landmark_batch.commands.status import recent_speed
 from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.records import FrameRecord
 from landmark_batch.frames.store import FrameStore
+from landmark_batch.frames.video_codec import available_encoders
 from tests.commands.conftest import FRAMES, Run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_status_of_a_finished_store(store: Path, run: Run) -> None:
@@ -105,6 +111,18 @@ def test_export_refuses_what_the_store_cannot_give(store: Path, run: Run) -> Non
         assert outcome.code == 2
         assert message in outcome.err
     assert run("export", "images", "park.zarr", "--bit-depth", "16", "--allow-8bit").code == 0
+
+
+@pytest.mark.parametrize("codec", ["libsvtav1", "libx265"])
+def test_encoders_print_nothing_beside_the_film(store: Path, codec: str) -> None:
+    """They write to the process's standard error themselves."""
+    if codec not in available_encoders():
+        pytest.skip(f"no {codec} here")
+    command = [sys.executable, "-m", "landmark_batch.cli", "export", "video", str(store), "--codec", codec]
+    environment = {name: value for name, value in os.environ.items() if name != "SVT_LOG"} | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert codec in said.stdout
 
 
 def test_export_video_prints_its_rate_and_refuses_gaps(store: Path, run: Run, tmp_path: Path) -> None:

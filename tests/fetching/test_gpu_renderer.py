@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from landmark_batch.fetching import regions
+from landmark_batch.model import tiles
 from landmark_batch.model.fused import FusedRenderer
+from landmark_batch.model.fused_passes import RayPasses
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.store import BlockStore
@@ -70,6 +73,36 @@ def test_any_budget_gives_the_bits_of_the_whole_scene(
             found = frame(renderer, index, frame=index)
             for name, values in expected[index].items():
                 np.testing.assert_array_equal(found[name], values, err_msg=f"{name} of frame {index}, {slots} slots")
+
+
+@pytest.mark.parametrize("kind", ["blocks usual", "cut", "cut usual", "masked"])
+@pytest.mark.parametrize("runtime", ["fused", "torch"])
+def test_regions_of_a_frame_have_its_bits(
+    stores: dict[str, BlockStore], opened: list[Any], tmp_path: Path, kind: str, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames that need more blocks than there are slots, in regions of 8 x 4 pixels (fused) or 8 x 8 (torch) and more."""
+    monkeypatch.setattr(tiles, "CUDA_SAMPLES", 64 * 40)
+    monkeypatch.setattr(regions, "PASS_RAYS", 64)  # passes are dear: nothing but a smallest region goes through them
+    in_passes: list[int] = []
+    render_pixels = RayPasses.render_pixels
+
+    def counted(self: RayPasses, *arguments: Any) -> Any:
+        in_passes.append(arguments[3].shape[0])
+        return render_pixels(self, *arguments)
+
+    monkeypatch.setattr(RayPasses, "render_pixels", counted)
+    store = stores[kind]
+    settings = make_settings(store, runtime=runtime, precision="fp16")
+    weights, device = load_scene(Path(store.location)), torch.device("cuda")
+    resident: Any = FusedRenderer(weights, settings, device) if runtime == "fused" else Renderer(weights, settings, device)
+    expected = [frame(resident, index) for index in range(len(POSES))]
+    for slots in (1, 2, 4):
+        renderer = open_fetching(opened, store, settings, slots, route_of(store, settings, tmp_path, [0, 2, 3]), "cuda")
+        for index in (0, 2, 3, 0, 0):
+            found = frame(renderer, index, frame=index)
+            for name, values in expected[index].items():
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{name} of frame {index}, {slots} slots")
+    assert max(in_passes, default=0) < WIDTH * HEIGHT / 2
 
 
 def test_out_of_memory_shrinks_the_batch_and_then_the_slots(

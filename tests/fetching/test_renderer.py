@@ -8,17 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from landmark_batch.fetching import fetcher, regions
 from landmark_batch.fetching.flight_blocks import FlightBlocks
+from landmark_batch.fetching.regions import Region
+from landmark_batch.fetching.renderer import region_order
 from landmark_batch.fetching.route import Route
 from landmark_batch.fetching.visibility import FrustumBlocks
-from landmark_batch.model import passes
+from landmark_batch.model import passes, tiles
+from landmark_batch.model.fused import FusedRenderer, tile_order
+from landmark_batch.model.fused_passes import RayPasses
+from landmark_batch.model.passes import TilePasses
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.store import BlockStore
+from tests.parallel.test_fused_fetching import kernels_of_a_gpu, one_thread
 
 from .flights import HEIGHT, KINDS, LENS, POSES, WIDTH, frame, make_settings, open_fetching, route_of, write_store
+
+__all__ = ["kernels_of_a_gpu", "one_thread"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -64,6 +74,76 @@ def test_any_budget_and_order_gives_the_same_bits(
     assert resident[0]["alpha"].max() > 0.5
 
 
+CELL = 64  # rays of a tile, here: a frame of 31 x 17 has 4 x 3 of them
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "CPU_SAMPLES", CELL * 40)
+    monkeypatch.setattr(regions, "PASS_RAYS", CELL)
+
+
+@pytest.fixture
+def in_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tiles that go through passes, call by call."""
+    seen: list[int] = []
+    render_tiles = TilePasses.render_tiles
+
+    def counted(self: TilePasses, *arguments: Any) -> Iterator[Any]:
+        seen.append(len(arguments[3]))
+        return render_tiles(self, *arguments)
+
+    monkeypatch.setattr(TilePasses, "render_tiles", counted)
+    return seen
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.usefixtures("small_tiles")
+def test_regions_of_a_frame_have_its_bits(
+    stored: tuple[str, Path, Path], opened: list[Any], tmp_path: Path, in_passes: list[int], slots: int
+) -> None:
+    """Frames that need more blocks than there are slots, forth and back, along a route and without one."""
+    store = BlockStore.open(stored[2])
+    settings = make_settings(store)
+    whole = Renderer(load_scene(stored[2]), settings, "cpu", threads=1)
+    expected = [frame(whole, index) for index in range(len(POSES))]
+    order = [0, 2, 3, 2, 0]
+    renderer = open_fetching(opened, store, settings, slots, route_of(store, settings, tmp_path, [0, 2, 3]))
+    loads = []
+    for place, index in enumerate(order):
+        output = renderer.render(POSES[index], LENS, WIDTH, HEIGHT, frame=None if place == 3 else index)
+        loads.append(output.counters["fetch_loads"])
+        for name, values in output.numpy().items():
+            np.testing.assert_array_equal(values, expected[index][name], err_msg=f"{name} of frame {index} with {slots} slots")
+        assert output.counters["rays"] == WIDTH * HEIGHT
+    assert max(loads) > slots  # none was held whole
+    if slots == 4:
+        assert sum(in_passes) < 12, "most of a frame's tiles needed no passes"
+
+
+@pytest.mark.parametrize("stored", ["blocks"], indirect=True)
+@pytest.mark.usefixtures("small_tiles")
+def test_a_region_that_meets_a_block_that_was_not_foreseen(
+    stored: tuple[str, Path, Path],
+    opened: list[Any],
+    tmp_path: Path,
+    in_passes: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The frame goes through passes with what is really touched, now and when it comes again."""
+    monkeypatch.setattr(fetcher, "cell_blocks", lambda *_: np.zeros((3, 4, 6), dtype=np.bool_))
+    store = BlockStore.open(stored[2])
+    settings = make_settings(store)
+    whole = frame(Renderer(load_scene(stored[2]), settings, "cpu", threads=1), 0)
+    renderer = open_fetching(opened, store, settings, 4, route_of(store, settings, tmp_path, [0, 1]))
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            np.testing.assert_array_equal(frame(renderer, 0, frame=0)["rgb"], whole["rgb"])
+    assert in_passes == [12, 12]
+    assert caplog.text.count("not foreseen") == 1
+
+
 def test_the_wanted_loads_are_counted(stored: tuple[str, Path, Path], opened: list[Any]) -> None:
     store = BlockStore.open(stored[2])
     renderer = open_fetching(opened, store, make_settings(store), store.blocks, None)
@@ -87,3 +167,31 @@ def test_a_block_that_was_not_foreseen_is_fetched_and_the_frame_rendered_again(
             found = frame(renderer, 2, frame=2)
         np.testing.assert_array_equal(found["rgb"], resident[2]["rgb"])
     assert "not foreseen" in caplog.text
+
+
+def test_the_order_of_a_regions_pixels_is_the_frames() -> None:
+    device = torch.device("cpu")
+    region = Region(8, 4, 31, 16, ())
+    order = tile_order(WIDTH, HEIGHT, device).tolist()
+    inside = [pixel for pixel in order if 4 <= pixel // WIDTH < 16 and pixel % WIDTH >= 8]
+    assert region_order(WIDTH, HEIGHT, region, device).tolist() == inside
+
+
+@pytest.mark.parametrize("kind", ["blocks", "cut"])
+@pytest.mark.usefixtures("one_thread", "kernels_of_a_gpu", "small_tiles")
+def test_regions_by_the_fused_kernels_references(kind: str, opened: list[Any], tmp_path: Path) -> None:
+    """The path of CUDA, its ops in plain torch: the bits of frames whose blocks are all there."""
+    path = write_store(tmp_path, kind, density_channels=16, appearance_channels=16)[1]
+    store = BlockStore.open(path)
+    settings = make_settings(store, runtime="torch")
+    expected = FusedRenderer(load_scene(path), settings, "cpu")
+    renderer = open_fetching(opened, store, settings, 4, route_of(store, settings, tmp_path, [0, 2]))
+    tables = renderer._fetcher.tables
+    renderer._fused = FusedRenderer(renderer._fetcher.base, settings, "cpu", None, tables)
+    renderer._ray_passes = RayPasses(renderer._fused, tables)
+    for index in (0, 2):
+        output, want = renderer.render(POSES[index], LENS, WIDTH, HEIGHT, frame=index), expected.render(POSES[index], LENS, WIDTH, HEIGHT)
+        for name in ("rgb", "depth", "alpha"):
+            assert torch.equal(getattr(output, name), getattr(want, name)), f"{name} of frame {index}"
+        assert {name: output.counters[name] for name in want.counters} == want.counters
+        assert output.counters["fetch_loads"] > 0

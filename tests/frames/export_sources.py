@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ class MemorySource:
         self.reads: list[tuple[str, int]] = []
         self._lock = threading.Lock()
 
-    def finished(self) -> dict[int, dict[str, str]]:
-        return {frame: {key: pixel_digest(value[frame]) for key, value in self.pixels.items()} for frame in sorted(self.done)}
+    def finished(self, frames: Iterable[int] | None = None) -> dict[int, dict[str, str]]:
+        chosen = self.done if frames is None else self.done.intersection(frames)
+        return {frame: {key: pixel_digest(value[frame]) for key, value in self.pixels.items()} for frame in sorted(chosen)}
 
     def read(self, output: str, frame: int) -> Pixels:
         with self._lock:

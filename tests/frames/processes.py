@@ -53,7 +53,7 @@ def count_steps(call: Callable[[], object]) -> list[str]:
     return names
 
 
-def wait_for(path: Path, seconds: float = 30.0) -> None:
+def wait_for(path: Path, seconds: float = 90.0) -> None:
     """Until a file is there."""
     import time
 

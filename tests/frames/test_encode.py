@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -16,7 +17,7 @@ from zarr.storage import LocalStore
 from landmark_batch.errors import StoreError
 from landmark_batch.frames import writer as writer_module
 from landmark_batch.frames.arrays import create_outputs, open_array
-from landmark_batch.frames.encode import encoding_threads, frame_encoder
+from landmark_batch.frames.encode import encoding_threads, frame_decoder, frame_encoder
 from landmark_batch.frames.fingerprint import flight_fingerprints
 from landmark_batch.frames.spec import COMPRESSORS, OutputSpec, StoreSpec
 from landmark_batch.frames.staging import StagedStore
@@ -52,13 +53,54 @@ def test_the_bytes_are_those_of_zarr(tmp_path: Path, compressor: str) -> None:
             assert b"".join(encoder(np.repeat(frame, 2, axis=0)[::2])) == expected, "strided frames too"
 
 
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_the_pixels_are_those_that_zarr_wrote(tmp_path: Path, compressor: str) -> None:
+    for name, array in opened(tmp_path, compressor=compressor).items():
+        frames = pictures(4, 40, 56, 3 if name == "rgb" else 1, str(array.dtype))
+        frames = frames if name == "rgb" else np.ascontiguousarray(frames[..., 0])
+        frames[1] = 0  # a black frame too: its file is the shortest
+        place = zarr.storage.StorePath(LocalStore(tmp_path), name)
+        plain: Any = zarr.Array(zarr.AsyncArray(array.metadata, place, config=array._async_array.config))
+        plain[:] = frames
+        decode = frame_decoder(array)
+        assert decode is not None
+        read = [decode(tmp_path / name / f"c.{index}.0.0{'.0' if name == 'rgb' else ''}") for index in (0, 1, 2, 3)]
+        assert all(one.dtype == array.dtype and np.array_equal(one, frame) for one, frame in zip(read, frames, strict=True))
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_a_damaged_file_is_refused(tmp_path: Path, compressor: str) -> None:
+    array = opened(tmp_path, compressor=compressor)["rgb"]
+    encode, decode = frame_encoder(array), frame_decoder(array)
+    assert encode is not None and decode is not None
+    whole = b"".join(encode(pictures(1, 40, 56)[0]))
+    smaller = b"".join(encode(pictures(1, 20, 56)[0]))
+    path = tmp_path / "frame"
+    flipped = whole[:40] + bytes([whole[40] ^ 1]) + whole[41:]
+    for broken in (b"", whole[:3], whole[:-1], whole[:-4], flipped, whole + b"\0", smaller, _summed(b""), _summed(b"abc")):
+        path.write_bytes(broken)
+        with pytest.raises((ValueError, RuntimeError)):
+            decode(path)
+    path.write_bytes(whole)
+    assert np.array_equal(decode(path), pictures(1, 40, 56)[0])
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        decode(path)
+
+
+def _summed(payload: bytes) -> bytes:
+    return payload + google_crc32c.value(payload).to_bytes(4, "little")
+
+
 def test_other_layouts_are_left_to_zarr(tmp_path: Path) -> None:
-    assert all(frame_encoder(array) is None for array in opened(tmp_path / "a", frames_per_shard=2).values())
+    assert all(
+        frame_encoder(array) is None and frame_decoder(array) is None for array in opened(tmp_path / "a", frames_per_shard=2).values()
+    )
     for number, (chunks, codecs) in enumerate((((2, 8, 8), "auto"), ((1, 8, 8), ZstdCodec()), ((1, 8, 8), None))):
         foreign = zarr.create_array(
             LocalStore(tmp_path / f"b{number}"), shape=(4, 8, 8), chunks=chunks, dtype="uint8", compressors=codecs, serializer=BytesCodec()
         )
-        assert frame_encoder(foreign) is None
+        assert frame_encoder(foreign) is None and frame_decoder(foreign) is None
 
 
 def test_frames_of_a_commit_are_encoded_side_by_side(fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_another_process_is_named_and_taken_over_when_it_dies(path: Path, fast_p
         assert second.claim([0, 1, 2]) == [0, 1, 2], "claims of the dead are free"
     started = time.monotonic()
     with StoreOwner.acquire(path) as third:
-        assert third.sole and time.monotonic() - started < 5
+        assert third.sole and time.monotonic() - started < 30
         assert third.claim([0, 1, 2]) == [0, 1, 2]
 
 

@@ -120,6 +120,35 @@ def test_bands_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, band: int) -
         assert np.array_equal(decode(whole), pixels)
 
 
+@pytest.mark.parametrize("band", [700, 1 << 20])
+@pytest.mark.parametrize("order", ["smooth first", "noise first", "in turns"])
+def test_16_bits_are_compressed_where_it_pays(monkeypatch: pytest.MonkeyPatch, band: int, order: str) -> None:
+    """Rows alike, rows with a noisy lower byte, and rows of noise, next to each other in every order."""
+    monkeypatch.setattr(png, "_BAND", band)
+    random = np.random.default_rng(2)
+    smooth = np.tile(np.arange(0, 99 * 256, 256, dtype=np.uint16).reshape(1, 33, 3), (24, 1, 1))
+    noisy = smooth + random.integers(0, 256, smooth.shape, dtype=np.uint16)
+    noise = random.integers(0, 65536, smooth.shape, dtype=np.uint16)
+    parts = {"smooth first": (smooth, noisy, noise), "noise first": (noise, noisy, smooth), "in turns": (noisy, smooth, noise, smooth)}
+    pixels = np.concatenate(parts[order])
+    data = encode_png(pixels)
+    assert np.array_equal(decode(data), pixels)
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()  # libpng's own checks
+    kinds = set(zlib.decompress(b"".join(body for kind, body in chunks(data) if kind == b"IDAT"))[:: 1 + 33 * 6])
+    if band == 700:  # a few rows
+        assert 0 in kinds and kinds & {1, 2}
+        assert len(encode_png(smooth)) < smooth.nbytes / 10 and smooth.nbytes * 2 < len(data) < pixels.nbytes
+
+
+def test_rows_longer_than_a_stored_block() -> None:
+    pixels = np.random.default_rng(3).integers(0, 65536, (2, 12000, 3), dtype=np.uint16)
+    with_filter, without = encode_png(pixels), encode_png(pixels, compress=False)
+    raw = [zlib.decompress(b"".join(body for kind, body in chunks(data) if kind == b"IDAT")) for data in (with_filter, without)]
+    assert raw[0] == raw[1]  # noise: stored either way
+    assert b"".join(raw[0][i * 72001 + 1 : (i + 1) * 72001] for i in (0, 1)) == pixels.astype(">u2").tobytes()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 65534), (3, 65535), (2, 32767), (40, 33, 3), (700, 33, 4)])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_stored_pixels(shape: tuple[int, ...], dtype: str) -> None:

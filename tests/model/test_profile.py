@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.model import profile, timeline
 from landmark_batch.model.device_trace import device_ranges
 from landmark_batch.model.fused import FusedRenderer
-from landmark_batch.model.profile import NOTHING, StageTimes, mark, medians, recording, span
+from landmark_batch.model.profile import NOTHING, StageTimes, mark, medians, on_track, recording, span
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.model.timeline import Timeline, trace_path
 from tests.factories import make_scene
@@ -63,6 +63,25 @@ def test_a_trace_of_threads(tmp_path: Path) -> None:
     assert names[outer["tid"]] == threading.current_thread().name
     assert [event["args"]["name"] for event in events(path, "M") if event["name"] == "process_name"] == ["worker 0"]
     assert len({event["pid"] for event in events(path)}) == 1
+
+
+def test_work_that_changes_its_thread_stays_on_its_track(tmp_path: Path) -> None:
+    """As do threads that come and go under one name."""
+
+    def work(name: str) -> None:
+        with span("rest"), on_track("render"), span(name):
+            pass
+
+    assert on_track("render") is NOTHING
+    with Timeline(tmp_path / "t.json", "w"):
+        for i in range(3):
+            thread = threading.Thread(target=work, args=(f"frame {i}",), name="task")
+            thread.start()
+            thread.join()
+    found = {event["tid"]: event["args"]["name"] for event in events(tmp_path / "t.json", "M") if event["name"] == "thread_name"}
+    assert sorted(found.values()) == ["render", "task"]
+    on = [(event["name"], found[event["tid"]]) for event in events(tmp_path / "t.json")]
+    assert on == [(name, track) for i in range(3) for name, track in ((f"frame {i}", "render"), ("rest", "task"))]
 
 
 def test_recorders_one_inside_another(tmp_path: Path) -> None:
@@ -144,8 +163,10 @@ class Clock:
 
 
 def test_ranges_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events are looked up when they are over, none is lost, and their times follow one another."""
+    """Events are looked up when they are over, none is lost, and their times follow one another. Each stream is a track."""
+    streams = cycle((0, 77, 0, 99))
     monkeypatch.setattr(profile, "_event", lambda device: Clock())
+    monkeypatch.setattr(profile, "_stream", lambda device: next(streams))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: setattr(Clock, "reached", Clock.now))
     monkeypatch.setattr(profile, "SETTLE", 4)
     before = time.time()
@@ -162,8 +183,8 @@ def test_ranges_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert before + 1 <= begins[0] <= time.time() + 1
     assert [b - a for a, b in pairwise(begins)] == pytest.approx([2.0] * 9, abs=1e-3)
     assert len([event for event in events(tmp_path / "t.json") if event["cat"] == "host"]) == 10
-    names = [event["args"]["name"] for event in events(tmp_path / "t.json", "M")]
-    assert "cuda" in names
+    names = [event["args"]["name"] for event in events(tmp_path / "t.json", "M") if "name" in event["args"]]
+    assert names[:1] + names[-3:] == ["w", "cuda", "cuda side stream 1", "cuda side stream 2"]
     with StageTimes() as times:
         for _ in range(3):
             with span("k", CUDA):
@@ -215,7 +236,7 @@ def test_a_gpus_ranges_and_kernels(tmp_path: Path) -> None:
     after = time.time()
     found = events(tmp_path / "t.json")
     ranges = [event for event in found if event["name"] == "product" and event["cat"] == "device"]
-    kernels = [event for event in found if event["cat"] == "device" and event["name"] != "product"]
+    kernels = [event for event in found if event["cat"] == "kernel"]
     assert len(ranges) == 3 and kernels
     for event in (*ranges, *kernels):
         assert before - 0.1 <= event["ts"] / 1e6 <= after + 0.1

@@ -24,6 +24,7 @@ from landmark_batch.parallel.renderer import GroupRenderer
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import BlockStore
+from landmark_batch.workflows.renderers import _shared_reads
 from tests.fetching.flights import HEIGHT, LENS, POSES, WIDTH, make_settings, route_of
 from tests.parallel.tasks import _kept
 
@@ -37,7 +38,8 @@ class Flown:
     """Poses of `flights.POSES` over a store, in their order. slots: 0 holds the whole scene, without fetching.
 
     foresight: 'route' knows every frame's blocks, 'short' names one block for each, 'none' looks at each camera as it comes.
-    scale: frames have as many times the rows and columns of `flights`.
+    scale: frames have as many times the rows and columns of `flights`. host: blocks that a rank's host memory holds; ranks share what
+    they read from four on.
     """
 
     store: Path
@@ -49,6 +51,7 @@ class Flown:
     device: str = "cpu"
     in_flight: int = 1
     scale: int = 1
+    host: int = 2
 
     def view(self, index: int) -> tuple[NDArray[np.float64], list[float], int, int]:
         """c2w, intrinsics, width, height."""
@@ -108,8 +111,9 @@ def _group_renderer(rank: int, case: Flown) -> GroupRenderer:
     settings = make_settings(store, **case.settings)
     if not case.slots:
         return GroupRenderer(group, load_scene(case.store, shard=shard), settings, device, threads=case.threads)
-    choice = FetchChoice("dynamic", "test", case.slots, 2 * store.block_bytes(settings.precision))
-    fetcher = Fetcher(store, settings, device, choice, _route(rank, case, store, settings), shard=shard)
+    block = store.block_bytes(settings.precision)
+    choice, shared = _shared_reads(FetchChoice("dynamic", "test", case.slots, case.host * block), block, group)
+    fetcher = Fetcher(store, settings, device, choice, _route(rank, case, store, settings), shard=shard, shared=shared)
     return GroupRenderer(group, fetcher.base, settings, device, threads=case.threads, fetcher=fetcher)
 
 

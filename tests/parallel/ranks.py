@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-PATIENCE = 60.0  # seconds for an answer; far above what any takes
+PATIENCE = 120.0  # seconds for an answer; far above what any takes
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,24 @@ class Ranks:
         for rank in ranks:
             self.send(rank, function, rank, *arguments)
         return [self.receive(rank) for rank in ranks]
+
+    def together(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Answer]:
+        """function(*arguments[rank]) on all of them at once. A rank that fails ends then, as one of a job does, so that no other waits
+        for it for long.
+        """
+        for rank, own in enumerate(arguments):
+            self.send(rank, function, *own)
+        answers: dict[int, Answer] = {}
+        while len(answers) < len(arguments):
+            left = [rank for rank in range(len(arguments)) if rank not in answers]
+            ready = wait([self.pipes[rank] for rank in left], PATIENCE)
+            assert ready, f"ranks {left} did not answer in {PATIENCE} s; the others: {answers}"
+            for rank in left:
+                if self.pipes[rank] in ready:
+                    answers[rank] = self.pipes[rank].recv()
+                    if answers[rank].error:
+                        self.processes[rank].kill()
+        return [answers[rank] for rank in range(len(arguments))]
 
     def close(self) -> None:
         for pipe in self.pipes:

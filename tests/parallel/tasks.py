@@ -322,33 +322,32 @@ def watched(rank: int) -> list[str]:
     return list(_kept["lost"])
 
 
-def count_while_waiting(rank: int, seconds: float) -> float:
-    """Rank 0 comes late to a broadcast; the others count meanwhile, in another thread. Returns the longest pause of that thread."""
+def broadcast(rank: int) -> None:
+    """What `count_while_waiting` waits for."""
+    _kept["group"].control.broadcast(torch.ones(1)).wait()
+
+
+def count_while_waiting(rank: int, marker: Path) -> int:
+    """Wait for rank 0's broadcast. Returns how often another thread had its turn meanwhile. marker: there when the waiting begins."""
     group: RenderGroup = _kept["group"]
-    if rank == 0:
-        time.sleep(seconds)
-        group.control.broadcast(torch.ones(1)).wait()
-        return 0.0
-    over = threading.Event()
-    pauses: list[float] = []
+    inside, over = threading.Event(), threading.Event()
+    turns: list[bool] = []
 
     def count() -> None:
-        last = time.perf_counter()
         while not over.is_set():
             time.sleep(0.005)
-            now = time.perf_counter()
-            pauses.append(now - last)
-            last = now
+            turns.append(inside.is_set())
 
     counter = threading.Thread(target=count)
     counter.start()
-    begin = time.perf_counter()
-    group.control.broadcast(torch.ones(1)).wait()
-    waited = time.perf_counter() - begin
+    work = group.control.broadcast(torch.ones(1))
+    inside.set()
+    marker.touch()
+    work.wait()
+    inside.clear()
     over.set()
     counter.join()
-    assert waited > seconds / 2
-    return max(pauses)
+    return sum(turns)
 
 
 def end(rank: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 
 from landmark_batch.parallel.shape import GroupShape
+from landmark_batch.scene.store import BlockStore
 from tests.fetching.flights import write_store
 from tests.parallel.conftest import group_of
 from tests.parallel.fetching_tasks import Flown, Frame, fly, fly_alone
 from tests.parallel.ranks import Ranks
 from tests.parallel.tasks import load_kernels
-from tests.parallel.test_parity import all_of
 
 POSES = (1, 2, 3)  # steep, flat, inside
 BLOCKS = 6
@@ -40,8 +41,14 @@ def compiled(libraries: Path) -> Iterator[Ranks]:
 
 
 def fly_in(ranks: Ranks, shape: GroupShape, cases: list[Flown]) -> list[list[Frame]]:
+    """In one group, one case after another: a busy machine may take a while for all of them."""
+    found: list[list[Frame]] = []
     with group_of(ranks, shape) as members:
-        found: list[list[Frame]] = all_of(members.all(range(shape.size), fly, cases))
+        for case in cases:
+            answers = members.together(fly, [(rank, [case]) for rank in range(shape.size)])
+            for answer in sorted(answers, key=lambda answer: answer.error == "GroupError"):  # which only says that another failed
+                answer.get()
+            found += answers[0].get()
     return found
 
 
@@ -82,6 +89,19 @@ def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(compiled: Ranks, 
                 assert fetched["fetch_loads"] > BLOCKS * shape.size
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_ranks_of_a_host_read_each_block_once(compiled: Ranks, stores: dict[str, Path], name: str) -> None:
+    """And render the same bits with it."""
+    shape = SHAPES[name]
+    whole = [Flown(store, 0, POSES) for store in stores.values()]
+    found = fly_in(compiled, shape, [*whole, *(replace(case, slots=BLOCKS, host=24) for case in whole)])
+    for case, resident, frames in zip(whole, found, found[len(whole) :], strict=False):
+        assert_same(frames, resident, case)
+        planes = BLOCKS * sum(table.height * table.width * table.channels for table in BlockStore.open(case.store).tables) * 4
+        assert sum(counters.get("fetch_bytes_read", 0) for _, counters in frames) == planes
+        assert sum(counters.get("fetch_bytes_shared", 0) for _, counters in frames) == planes * (shape.size - 1)
+
+
 @pytest.mark.parametrize("name", ["DP 2", "TP 2"])
 def test_blocks_that_were_not_foreseen_are_fetched_and_frames_rendered_again(compiled: Ranks, stores: dict[str, Path], name: str) -> None:
     """With two frames in flight and several tiles at once; with room for what is found, and without."""
@@ -99,3 +119,24 @@ def test_blocks_that_were_not_foreseen_are_fetched_and_frames_rendered_again(com
                 np.testing.assert_array_equal(got[output], want[output], err_msg=f"{output}, {case}")
             assert counters["rays"] == want["alpha"].size
         assert sum(counters.get("fetch_loads", 0) for _, counters in frames) >= BLOCKS
+
+
+@pytest.mark.parametrize("name", ["DP 2", "TP 2"])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_cannot_read_leaves_no_other_in_an_exchange(stores: dict[str, Path], tmp_path: Path, name: str, failing: int) -> None:
+    """It names block and file; the others hear of it as its process ends, wherever they are."""
+    shutil.copytree(stores["blocks"], tmp_path / "bad.zarr")
+    store = BlockStore.open(tmp_path / "bad.zarr")
+    file = Path(store.where(3, store.tables[-1]))
+    file.write_bytes(file.read_bytes()[:-1])
+    case = Flown(stores["blocks"], BLOCKS, POSES)
+    ranks = Ranks(2)
+    try:
+        with group_of(ranks, SHAPES[name], whole=False) as members:
+            cases = [replace(case, store=tmp_path / "bad.zarr") if rank == failing else case for rank in range(2)]
+            answers = members.together(fly, list(enumerate([own] for own in cases)))
+    finally:
+        ranks.close()
+    failed, other = answers[failing], answers[1 - failing]
+    assert failed.error == "CheckpointError" and "block 3" in failed.text and str(file) in failed.text
+    assert other.error == "GroupError", other

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from landmark_batch.scene.export import save_landmark_checkpoint
 from landmark_batch.workflows.drive import drive
 from landmark_batch.workflows.order import STOP_FILE, JobOrder
 from tests.factories import make_scene
+from tests.workflows.processes import kill_tree
 
 WIDTH, HEIGHT, FRAMES = 32, 18, 24
 BOX = ((-1.0, -0.8, -0.1), (1.2, 0.9, 0.5))
@@ -40,8 +40,15 @@ def scene_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured speeds and scene digests of tests stay out of the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    """Measured speeds and scene digests stay out of the user's cache, and out of the next test's: chunks are cut by them. Compiled
+    kernels are all tests'. No proxy stands before what tests serve.
+    """
+    cache, kernels = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp() / "cache" / "landmark-batch" / "kernels"
+    if kernels.exists():
+        (cache / "landmark-batch").mkdir()
+        (cache / "landmark-batch" / "kernels").symlink_to(kernels.resolve(), target_is_directory=True)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
 @pytest.fixture
@@ -86,17 +93,6 @@ def executions(path: Path) -> dict[int, int]:
     return counted
 
 
-def tree(pid: int) -> list[int]:
-    """A process and all its descendants that live now."""
-    import psutil
-
-    try:
-        parent = psutil.Process(pid)
-        return [pid, *(child.pid for child in parent.children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return []
-
-
 SCRIPT = """\
 import signal
 
@@ -128,7 +124,7 @@ class RenderProcess:
             start_new_session=True,
         )
 
-    def result(self, timeout: float = 90) -> dict[str, Any]:
+    def result(self, timeout: float = 200) -> dict[str, Any]:
         out, err = self.process.communicate(timeout=timeout)
         assert self.process.returncode == 0, err
         assert err == "", err
@@ -137,12 +133,7 @@ class RenderProcess:
 
     def kill(self) -> None:
         """SIGKILL the whole tree at once."""
-        pids = tree(self.process.pid)
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        kill_tree(self.process.pid)
         self.process.communicate()
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distributed import Scheduler, Worker
+from distributed import Client, Scheduler, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from landmark_batch.frames.store import FrameStore
+from landmark_batch.workflows.order import ABORT_FILE, PAUSE_FILE, STOP_FILE, is_set
+from landmark_batch.workflows.session import RenderSession
+from landmark_batch.workflows.worker import DRIVER_RESOURCE
+
 INJECTED = "injected fault"
+ALL = 10**9  # frames: an allowance without a limit
 _released = threading.Event()
 
 
@@ -49,24 +59,23 @@ def release() -> None:
 
 
 def spoil_poses() -> None:
-    """The next pose that this leader gets has a wrong dtype, the one after it a wrong shape."""
-    from landmark_batch.workflows.session import RenderSession
-
-    original = RenderSession._frame
+    """The next chunk that this leader renders has poses of a wrong dtype, the one after it of a wrong shape."""
+    original = RenderSession._rendered
     left = [lambda pose: pose.astype(np.complex128), lambda pose: pose[:2]]
 
-    def frame(self: RenderSession, number: int) -> Any:
+    def rendered(self: RenderSession, frames: Sequence[int]) -> Iterator[Any]:
         if not left:
-            RenderSession._frame = original  # type: ignore[method-assign]
-            return original(self, number)
+            RenderSession._rendered = original  # type: ignore[method-assign]
+            yield from original(self, frames)
+            return
         poses, spoil = self._poses, left.pop(0)
-        self._poses = {number: spoil(poses[number])}  # type: ignore[assignment]
+        self._poses = {**dict(enumerate(poses)), **{frame: spoil(poses[frame]) for frame in frames}}  # type: ignore[assignment]
         try:
-            return original(self, number)
+            yield from original(self, frames)
         finally:
             self._poses = poses
 
-    RenderSession._frame = frame  # type: ignore[method-assign]
+    RenderSession._rendered = rendered  # type: ignore[method-assign]
 
 
 class PoisonedPose(WorkerPlugin):  # type: ignore[misc]
@@ -100,6 +109,99 @@ class PoisonedPose(WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Worker) -> None:
         self._restore()
+
+
+def _at_chunks(worker: Worker, before: Callable[[RenderSession, str], None], within: Callable[[RenderSession], None]) -> Callable[[], None]:
+    """Has before(session, chunk) called before each chunk of this process, and within(session) when its rendering has begun.
+
+    Returns what ends that.
+    """
+    if DRIVER_RESOURCE in worker.state.total_resources:
+        return lambda: None  # it renders nothing, and may be a thread of the test's own process
+    original = RenderSession.render
+
+    def render(session: RenderSession, chunk: str, frames: Any, attempt: int, begun: Callable[[], None] | None = None) -> dict[str, Any]:
+        def both() -> None:
+            if begun is not None:
+                begun()
+            within(session)
+
+        before(session, chunk)
+        return original(session, chunk, frames, attempt, both)
+
+    RenderSession.render = render  # type: ignore[method-assign]
+    return lambda: setattr(RenderSession, "render", original)
+
+
+def _standing(session: RenderSession) -> int:
+    return len(FrameStore.open(session._store.path).finished())
+
+
+class KilledOnce(WorkerPlugin):  # type: ignore[misc]
+    """The first worker that begins a chunk while so many frames stand is killed in it. marker: file that is there from then on."""
+
+    name = "killed-once"
+
+    def __init__(self, frames: int, marker: Path) -> None:
+        self.frames, self.marker = frames, str(marker)
+
+    def setup(self, worker: Worker) -> None:
+        self._restore = _at_chunks(worker, lambda session, chunk: None, self._kill)
+
+    def _kill(self, session: RenderSession) -> None:
+        if _standing(session) >= self.frames:
+            try:
+                Path(self.marker).touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def teardown(self, worker: Worker) -> None:
+        self._restore()
+
+
+class Allowance(WorkerPlugin):  # type: ignore[misc]
+    """Workers begin chunks only while fewer frames stand than a file says, or where the job has been told to stop or to pause."""
+
+    name = "allowance"
+
+    def __init__(self, file: Path) -> None:
+        self.file = str(file)
+
+    def setup(self, worker: Worker) -> None:
+        self._restore = _at_chunks(worker, self._wait, lambda session: None)
+
+    def _wait(self, session: RenderSession, chunk: str) -> None:
+        end = time.monotonic() + 240
+        while not is_set(session._folder, STOP_FILE, PAUSE_FILE, ABORT_FILE):
+            if _standing(session) < int(Path(self.file).read_text()):
+                break
+            assert time.monotonic() < end, f"chunk {chunk} was not allowed"
+            time.sleep(0.02)
+
+    def teardown(self, worker: Worker) -> None:
+        self._restore()
+
+
+@contextmanager
+def allowance(client: Client, folder: Path, frames: int) -> Iterator[Callable[[int], None]]:
+    """Jobs on a cluster stand still once so many frames stand, so that none is over before a test has done what it does in its midst.
+
+    Gives allow(frames), which lets them go on until so many stand.
+    """
+    file = folder / "allowance"
+
+    def allow(frames: int) -> None:
+        (folder / "allowance.new").write_text(str(frames))
+        (folder / "allowance.new").replace(file)
+
+    allow(frames)
+    client.register_plugin(Allowance(file))
+    try:
+        yield allow
+    finally:
+        allow(ALL)
+        client.unregister_worker_plugin(Allowance.name)
 
 
 async def heartbeat_ages(seconds: float, dask_scheduler: Scheduler) -> dict[str, float]:

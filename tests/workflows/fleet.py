@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,26 +21,12 @@ from distributed import Client
 
 from landmark_batch.workflows.host_scheduler import DRIVER
 from landmark_batch.workflows.security import TlsCredentials
-from tests.workflows.conftest import tree
+from tests.ports import free_port
+from tests.workflows.processes import kill_tree, until
 
 ROOT = Path(__file__).resolve().parents[2]
 # The kernel ends the command with the thread that started it: nothing outlives a test run that is killed.
 _BOOT = "import ctypes; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); from landmark_batch.cli import main; main()"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], Any], seconds: float = 120, what: str = "") -> Any:
-    """The first true value of a condition. Fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain: {what or condition}"
-        time.sleep(0.05)
-    return found
 
 
 def environment() -> dict[str, str]:
@@ -51,21 +36,6 @@ def environment() -> dict[str, str]:
 def command(*words: str, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[Any]:
     """A landmark-batch command in a session of its own."""
     return subprocess.Popen([*prefix, sys.executable, "-c", _BOOT, *words], env=environment(), start_new_session=True, **options)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def kill_tree(pid: int) -> None:
-    for each in tree(pid):
-        try:
-            os.kill(each, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 class Service:
@@ -195,12 +165,17 @@ class Fleet:
         found = {str(info["name"]): {**info, "address": address} for address, info in identity["workers"].items()}
         return {name: info for name, info in found.items() if name != DRIVER}
 
+    def rank(self, name: str) -> dict[str, Any]:
+        """What the scheduler knows of a rank that is there."""
+        found: dict[str, Any] = until(lambda: self.workers().get(name), 60, f"the scheduler tells of {name}")
+        return found
+
     def settle(self) -> None:
         """What a test has left is ended."""
         while self.endings:
             self.endings.pop()()
 
-    def wait(self, seconds: float = 150) -> None:
+    def wait(self, seconds: float = 240) -> None:
         """Until every wanted rank, and the driver's process, is there."""
         until(lambda: self._answers() and set(self.workers()) >= self.names and self._has_driver(), seconds, f"ranks {self.names}")
 
@@ -218,7 +193,7 @@ class Fleet:
 
     def run(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in a rank's process."""
-        address = self.workers()[name]["address"]
+        address = self.rank(name)["address"]
         return self.client.run(function, *arguments, workers=[address])[address]
 
     def on_scheduler(self, function: Callable[..., Any], *arguments: Any) -> Any:

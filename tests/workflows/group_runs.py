@@ -17,7 +17,8 @@ from landmark_batch.job import RenderJob
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.result import RenderResult
 from tests.workflows.conftest import BOX, executions, pixels
-from tests.workflows.fleet import Fleet, until
+from tests.workflows.fleet import Fleet
+from tests.workflows.processes import until
 
 FRAMES = 60
 
@@ -44,7 +45,7 @@ class Run:
 
     def end(self) -> None:
         self.stop.set()
-        until(lambda: self.over, 60, f"{self.job.name} ends")
+        until(lambda: self.over, 120, f"{self.job.name} ends")
 
     @property
     def over(self) -> bool:
@@ -72,7 +73,7 @@ class Run:
         """Recorded so far."""
         return sum(len(event.frames) for event in self.done())
 
-    def until(self, condition: Callable[[Run], Any], seconds: float = 120, what: str = "") -> Any:
+    def until(self, condition: Callable[[Run], Any], seconds: float = 240, what: str = "") -> Any:
         """Wait for a condition of this run; fails at once when the run ends without it."""
 
         def look() -> Any:

@@ -135,7 +135,7 @@ def test_plan_prints_blocks_and_what_fetching_moves(town: Path) -> None:
     assert "blocks    6 of " in told.out
     assert "fetching  dynamic, 3 slots" in told.out
     assert "\nfetching\n" in told.out
-    for row in ("needed    6 of 6 blocks", "passes    2 of 26 frames", "demand", "LandMark"):
+    for row in ("needed    6 of 6 blocks", "crowded   2 of 26 frames", "demand", "LandMark"):
         assert row in told.out
     plain = run("plan", town / "town.toml")
     assert "\nfetching\n" not in plain.out

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from landmark_batch.cameras.paths import orbit_flight
@@ -16,7 +15,8 @@ from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.render import run_render
-from tests.workflows.conftest import BOX, InlineCluster, RenderProcess, executions, pixels, tree
+from tests.workflows.conftest import BOX, InlineCluster, RenderProcess, executions, pixels
+from tests.workflows.processes import gone, tree, until
 
 MakeJob = Callable[..., RenderJob]
 SIZE = ("cameras.width=64", "cameras.height=36", "sampling.samples=48", "output.chunk_frames=3", "output.depth=true")
@@ -41,16 +41,14 @@ def kill_at_random(run: RenderProcess, path: Path, most: int, dice: random.Rando
 
 def kill_client_alone(run: RenderProcess, path: Path) -> None:
     """Its workers have to notice and to end by themselves."""
-    while recorded(path) < 1 and run.process.poll() is None:
-        time.sleep(0.005)
-    workers = tree(run.process.pid)[1:]
+    while True:
+        workers = tree(run.process.pid)[1:]  # looked at first: the job may be over soon
+        if recorded(path) or run.process.poll() is not None:
+            break
     assert len(workers) >= 2
     run.process.kill()
     run.process.communicate()
-    end = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) for pid in workers):
-        assert time.monotonic() < end, "workers outlive their client"
-        time.sleep(0.02)
+    until(lambda: gone(workers), 60, "workers outlive their client")
 
 
 @pytest.mark.parametrize(

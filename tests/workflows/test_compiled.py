@@ -78,7 +78,7 @@ def test_kernels_that_are_demanded_stop_before_the_first_frame(make_job: Make, c
     assert not job.store_path.exists()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("libraries")
 def test_workers_render_with_the_compiled_kernels_by_default(make_job: Make) -> None:
     """Real worker processes, which load what this one only looked at."""

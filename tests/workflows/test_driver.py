@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 
@@ -359,6 +360,34 @@ def test_a_job_of_nothing_but_failures_gives_up() -> None:
     result, _ = drive(pool)
     assert isinstance(result.fatal, RenderIncompleteError)
     assert len(pool.submitted) < 50
+
+
+@pytest.mark.parametrize("bad", [range(10, 22), range(0, 12), range(24, 40), [*range(4, 16), *range(20, 32)]])
+@pytest.mark.parametrize("workers", ["a", "ab", "abcdefgh"])
+def test_a_bad_place_that_many_chunks_see_costs_no_other_frame(bad: Sequence[int], workers: str) -> None:
+    pool = FakePool(split_frames(range(160), 4), list(workers))
+    pool.script = lambda number, attempt, _: (
+        Failed(number, attempt, ValueError("block 7 is damaged")) if number in bad else pool.finished(number, attempt)
+    )
+    result, _ = drive(pool)
+    assert result.fatal is None
+    assert sorted(result.failed) == sorted(bad)
+    assert result.rendered == 160 - 4 * len(bad)
+    assert pool.excluded == []  # no worker is blamed for what fails on others, too
+
+
+def test_a_job_in_which_nothing_works_any_more_gives_up() -> None:
+    """As many chunks are tried in vain, all over the rest of the flight, as were rendered before."""
+    pool = FakePool(split_frames(range(800), 4), ["a", "b"])
+    pool.script = lambda number, attempt, _: (
+        pool.finished(number, attempt) if len(pool.submitted) <= 30 else Failed(number, attempt, OSError("input/output error"))
+    )
+    result, _ = drive(pool)
+    assert isinstance(result.fatal, RenderIncompleteError)
+    assert "input/output error" in str(result.fatal)
+    assert 30 <= len(result.failed) <= 34  # and those in hand
+    tried = sorted(result.failed)
+    assert max(b - a for a, b in pairwise([0, *tried, 199])) < 40
 
 
 def test_without_any_worker_the_job_ends_after_the_timeout(chunks: list[FrameChunk]) -> None:

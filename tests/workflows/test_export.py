@@ -30,7 +30,7 @@ def done(*frames: int) -> ChunkDone:
     return ChunkDone("chunk", frames, "worker", 0, 1.0, {}, {})
 
 
-def until(condition: Any, seconds: float = 10) -> None:
+def until(condition: Any, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

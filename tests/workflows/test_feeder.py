@@ -86,6 +86,25 @@ def test_an_idle_worker_takes_the_back_half_of_the_longest_range() -> None:
     assert feeder.take("slow") == 1
 
 
+def test_chunks_taken_apart_halve_the_longest_range_left() -> None:
+    feeder = Feeder(16, ["a"], depth=16)
+    assert [feeder.take("a") for _ in range(2)] == [0, 1]
+    assert [feeder.take("a", apart=True) for _ in range(4)] == [9, 5, 13, 3]
+    assert [feeder.take("a"), feeder.take("a")] == [4, 2]  # it goes on there, then with what was left behind
+    assert sorted(filter(None, iter(lambda: feeder.take("a"), None))) == [6, 7, 8, 10, 11, 12, 14, 15]
+    assert feeder.take("a", apart=True) is None
+
+
+def test_a_chunk_taken_apart_may_be_of_anothers_range() -> None:
+    feeder = Feeder(12, ["a", "b"], depth=2)
+    assert [feeder.take("a"), feeder.take("b")] == [0, 6]
+    assert feeder.take("a", apart=True) == 3
+    assert feeder.done("a", 0) and feeder.done("a", 3)
+    assert feeder.take("a", apart=True) == 9
+    assert feeder.take("b") == 7
+    assert feeder.left == 12 - 5
+
+
 def test_what_a_lost_worker_had_goes_out_first() -> None:
     feeder: Feeder[str] = Feeder(8, ["a", "b"], depth=2)
     assert [feeder.take("a"), feeder.take("a"), feeder.take("a")] == [0, 1, None]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from landmark_batch.fetching.block_sets import block_sets
 from landmark_batch.workflows.fetch_report import FetchReport, describe_fetching
@@ -45,6 +47,14 @@ def test_the_table_says_what_was_chosen_and_why() -> None:
     assert "of all samples" in text
     assert "no block is moved twice" in report(slots=12).describe()
     assert "3 in each of 2 groups" in report(slots=3, groups=2).describe()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(79, "948 bytes"), (1_000, "12 kB"), (83_300, "1 MB"), (2_100_000, "25.2 MB"), (10**11, "1.2 TB")]
+)
+def test_bytes_come_in_the_unit_that_fits(size: int, text: str) -> None:
+    found = replace(report(slots=3), block_bytes=size).describe()
+    assert f"needed    12 of 12 blocks, {text}\n" in found
 
 
 def test_frames_in_passes_are_counted() -> None:

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from distributed import Client
 
 from landmark_batch.errors import CheckpointError, FramesDifferError
-from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event
+from landmark_batch.events import ChunkDone, ChunkFailed, Event
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows import control
@@ -32,6 +32,7 @@ from tests.workflows.block_jobs import (
     write_town,
 )
 from tests.workflows.conftest import InlineCluster, executions, pixels
+from tests.workflows.faults import ALL, KilledOnce, allowance
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,8 @@ def test_a_job_with_two_slots_has_the_pixels_of_the_whole_scene(
             stop.set()
 
     job = dynamic_job(town, tmp_path / "dynamic.zarr")
-    first = run_render(job, scheduler=scheduler, sinks=[stop_after_four], stop=stop)
+    with Client(scheduler, set_as_default=False, timeout=60) as client, allowance(client, tmp_path, 8):
+        first = run_render(job, scheduler=scheduler, sinks=[stop_after_four], stop=stop)
     assert first.state == "interrupted"
     assert 8 <= first.rendered < FRAMES
     second = run_render(job, scheduler=scheduler)
@@ -258,20 +260,25 @@ def test_a_pause_and_a_killed_worker_change_no_pixel(town: Path, tmp_path: Path,
     """Paused, workers give up their slots; killed, one loses them. Both begin again with none."""
     job = dynamic_job(town, tmp_path / "steered.zarr")
     done: list[ChunkDone] = []
-    killed: list[int] = []
+    failures: list[ChunkFailed] = []
+    paused: list[threading.Timer] = []
 
     def steer(event: Event) -> None:
+        if isinstance(event, ChunkFailed):
+            failures.append(event)
         if isinstance(event, ChunkDone):
             done.append(event)
             if len(done) == 2:
+                allow(ALL)
                 control.pause(job.store_path)
-                threading.Timer(0.5, control.go_on, (job.store_path,)).start()
-        if isinstance(event, ChunkStarted) and len(done) >= 7 and not killed:
-            workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-            killed.append(workers[0].pid)
-            workers[0].kill()
+                paused.append(threading.Timer(0.5, control.go_on, (job.store_path,)))
+                paused[0].start()
 
-    result = run_render(job, scheduler=scheduler, sinks=[steer])
-    assert (result.state, result.rendered, len(killed)) == ("complete", FRAMES, 1)
+    with Client(scheduler, set_as_default=False, timeout=60) as client, allowance(client, tmp_path, 4) as allow:
+        client.register_plugin(KilledOnce(FRAMES // 2, tmp_path / "killed"))
+        result = run_render(job, scheduler=scheduler, sinks=[steer])
+        client.unregister_worker_plugin(KilledOnce.name)
+    assert (result.state, result.rendered, len(paused)) == ("complete", FRAMES, 1)
+    assert any("died" in event.error for event in failures)
     assert pixels(job.store_path) == resident
     assert set(executions(job.store_path)) == set(range(FRAMES))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from landmark_batch.events import ChunkDone, Event
+from landmark_batch.events import ChunkDone, Event, JobStarted
 from landmark_batch.fetching.schedule import FLIGHT
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
@@ -68,6 +68,18 @@ def test_a_job_that_is_stopped_early_shows_the_whole_flight(make_job: Callable[.
     assert (second.state, second.skipped) == ("complete", len(stand))
     assert executions(job.store_path) == dict.fromkeys(range(FRAMES), 1)
     assert pixels(job.store_path) == pixels(plain.store_path)
+
+
+@pytest.mark.usefixtures("inline")
+def test_plan_and_job_count_the_chunks_that_go_out(make_job: Callable[..., RenderJob]) -> None:
+    job = make_job("output.order=coarse-to-fine", "output.chunk_frames=5", "cameras.frames=0-22", "parallel.workers=1")
+    plan = make_plan(job)
+    events: list[Event] = []
+    assert run_render(job, sinks=[events.append]).state == "complete"
+    (started,) = [event for event in events if isinstance(event, JobStarted)]
+    done = sum(isinstance(event, ChunkDone) for event in events)
+    assert plan.chunk_count == plan.as_dict()["chunks"] == started.chunks == done > len(plan.chunks)
+    assert f"{done} of up to" in plan.describe()
 
 
 @pytest.mark.usefixtures("inline")

@@ -23,8 +23,9 @@ from landmark_batch.events import ChunkStarted, JobStarted
 from landmark_batch.job import RenderJob
 from tests.workflows import faults
 from tests.workflows.conftest import pixels
-from tests.workflows.fleet import Fleet, command, gone, until
+from tests.workflows.fleet import Fleet, command
 from tests.workflows.group_runs import FRAMES, Run, calm_pixels, check, group_jobs, ranks_of, shared_fleet, write_job
+from tests.workflows.processes import gone, until
 
 SETTLED = 1.0  # seconds after a kill in which words of the old group may still come
 MakeJob = Callable[..., RenderJob]
@@ -60,16 +61,24 @@ def calm(request: pytest.FixtureRequest, fleet: Fleet, group_job: MakeJob) -> di
 class Strike:
     """One fault in the group that began a chunk last, and what followed. seconds: until its ranks began a chunk again."""
 
-    def __init__(self, fleet: Fleet, run: Run, role: str, dice: random.Random) -> None:
+    def __init__(self, fleet: Fleet, run: Run, role: str, dice: random.Random, allow: Callable[[int], None]) -> None:
         ranks = ranks_of(run.begun()[-1].worker)
         self.victim = {"leader": ranks[0], "follower": dice.choice(ranks[1:]), "nanny": dice.choice(ranks)}[role]
+        address = fleet.rank(self.victim)["address"]
         pid = fleet.nanny(self.victim) if role == "nanny" else fleet.pid(self.victim)
         time.sleep(dice.uniform(0.0, 1.0))
         self.at = time.time()
         os.kill(pid, signal.SIGKILL)
+        allow(FRAMES - 10)  # the last ones wait for the group that is formed again
+        until(lambda: self._is_back(fleet, address), 200, f"{self.victim} is in a group again")
+        allow(faults.ALL)
         self.again = run.until(self._again, 180, f"{self.victim} renders again")
         self.seconds = self.again.at - self.at
         self.by_others = [e for e in run.done() if self.at < e.at < self.again.at + 0.5 and self.victim not in ranks_of(e.worker)]
+
+    def _is_back(self, fleet: Fleet, before: str) -> bool:
+        found = fleet.workers().get(self.victim, {"address": before})
+        return found["address"] != before and found["metrics"].get("state") in ("rendering", "idle", "serving")
 
     def _again(self, run: Run) -> ChunkStarted | None:
         return next((e for e in run.begun() if e.at > self.at + SETTLED and self.victim in ranks_of(e.worker)), None)
@@ -83,17 +92,19 @@ def strike_jobs(
     shape: tuple[int, int],
     roles: Sequence[str],
     say: Say,
+    folder: Path,
 ) -> None:
     """Jobs one after another, ranks killed in the first half of each, until there was one kill for each of `roles`."""
     seed = time.time_ns()
     dice, strikes = random.Random(seed), list[Strike]()
     for number in range(len(roles) + 1):
         job = group_job(f"struck-{number}", *shape)
-        run = Run(fleet, job)
-        while len(strikes) < len(roles) and run.frames() < FRAMES * 0.3:
-            goal = run.frames() + dice.randint(1, 6)
-            run.until(lambda run, goal=goal: run.frames() >= goal)
-            strikes.append(Strike(fleet, run, roles[len(strikes)], dice))
+        with faults.allowance(fleet.client, folder, FRAMES // 2) as allow:
+            run = Run(fleet, job)
+            while len(strikes) < len(roles) and run.frames() < FRAMES * 0.3:
+                goal = run.frames() + dice.randint(1, 6)
+                run.until(lambda run, goal=goal: run.frames() >= goal)
+                strikes.append(Strike(fleet, run, roles[len(strikes)], dice, allow))
         check(job, run.result(), calm, f"seed {seed}")
         assert not any(event.final for event in run.failed()), f"seed {seed}"
         fleet.wait()
@@ -109,9 +120,9 @@ def strike_jobs(
     )
 
 
-@pytest.mark.timeout(300)
-def test_a_killed_follower_and_a_killed_leader(fleet: Fleet, group_job: MakeJob, calm: dict[str, bytes], say: Say) -> None:
-    strike_jobs(fleet, group_job, calm, shape=(2, 1), roles=("follower", "leader"), say=say)
+@pytest.mark.timeout(600)
+def test_a_killed_follower_and_a_killed_leader(fleet: Fleet, group_job: MakeJob, calm: dict[str, bytes], say: Say, tmp_path: Path) -> None:
+    strike_jobs(fleet, group_job, calm, shape=(2, 1), roles=("follower", "leader"), say=say, folder=tmp_path)
 
 
 @pytest.mark.chaos
@@ -125,8 +136,9 @@ def test_a_killed_rank(
     shape: tuple[int, int],
     role: str,
     say: Say,
+    tmp_path: Path,
 ) -> None:
-    strike_jobs(fleet, group_job, calm, shape=shape, roles=[role] * 5, say=say)
+    strike_jobs(fleet, group_job, calm, shape=shape, roles=[role] * 5, say=say, folder=tmp_path)
 
 
 @pytest.mark.chaos
@@ -166,7 +178,7 @@ def test_a_stopped_rank(fleet: Fleet, group_job: MakeJob, calm: dict[str, bytes]
     limit = float(timeout) or max(30.0, 10 * slowest)
     noticed = failed[0].at - stopped_at
     assert noticed < limit + 10, failed
-    until(lambda: gone(pid), 30, "the stopped process is ended")
+    until(lambda: gone([pid]), 120, "the stopped process is ended")
     check(job, run.result(), calm)
     fleet.wait()
     role = "follower" if place else "leader"

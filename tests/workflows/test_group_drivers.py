@@ -13,8 +13,9 @@ from landmark_batch.events import JobStarted
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
 from tests.workflows.conftest import RenderProcess, executions
-from tests.workflows.fleet import Fleet, command, until
+from tests.workflows.fleet import Fleet, command
 from tests.workflows.group_runs import FRAMES, Run, calm_pixels, check, group_jobs, shared_fleet, write_job
+from tests.workflows.processes import until
 
 MakeJob = Callable[..., RenderJob]
 Spawn = Callable[..., RenderProcess]

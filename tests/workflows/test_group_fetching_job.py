@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from landmark_batch.commands.render import _fetched
 from landmark_batch.events import ChunkDone, Event
 from landmark_batch.fetching.choice import SceneSize
+from landmark_batch.scene.store import BlockStore
 from landmark_batch.workflows import machine
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.renderers import _agreed_choice
@@ -38,7 +40,8 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.timeout(240)
 def test_a_group_with_two_slots_writes_the_bytes_of_one_with_the_whole_scene(tmp_path: Path, scheduler: str) -> None:
-    write_town(tmp_path)
+    _, scene = write_town(tmp_path)
+    town = 6 * sum(table.height * table.width * table.channels for table in BlockStore.open(scene).tables) * 4
     flight = write_flight(tmp_path)
     events: list[Event] = []
     jobs = {
@@ -54,7 +57,10 @@ def test_a_group_with_two_slots_writes_the_bytes_of_one_with_the_whole_scene(tmp
     assert "fetch_loads" not in results["resident"].counters
     counted = results["dynamic"].counters
     assert counted["fetch_loads"] >= 12, "the six blocks, by each of two ranks"
-    assert counted["fetch_bytes_read"] > 0
+    read, shared = counted["fetch_bytes_read"], counted["fetch_bytes_shared"]
+    assert read >= town and shared > 0
+    assert (read + shared) % (town // 6) == 0 and read + shared >= 2 * town, "each rank has had whole blocks, from the store or the other"
+    assert "from a neighbour" in _fetched(results["dynamic"])
     assert counted["survived"] == results["resident"].counters["survived"] > 0
 
 

@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from landmark_batch.errors import PixelError
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
+from landmark_batch.frames.staging import Stage
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.writer import FrameWriter
+from landmark_batch.workflows.load import WINDOW, LoadMeter
 from landmark_batch.workflows.opened import open_snapshot
 from landmark_batch.workflows.pipeline import CHUNKS, COPYING, ChunkArrays
 from landmark_batch.workflows.session import RenderSession
 from landmark_batch.workflows.simulated import simulated_job, simulated_request
 from landmark_batch.workflows.snapshot import JobSnapshot, write_snapshot
+from tests.workflows.processes import until
 
-PATIENCE = 20.0  # seconds after which a test that waits has failed
+PATIENCE = 60.0  # seconds after which a test that waits has failed
 FRAMES = 20
 
 
@@ -157,7 +160,7 @@ def test_rendering_waits_for_copies(tmp_path: Path) -> None:
     with session_of(tmp_path, renderer) as (session, store):
         receipts, threads = render_all(session, [chunk(0, 8)])
         assert renderer.await_count("render", COPYING + 1)
-        time.sleep(0.1)
+        time.sleep(0.5)
         assert renderer.count("render") == COPYING + 1
         gate.set()
         threads[0].join()
@@ -232,6 +235,62 @@ def test_a_renderer_that_fails_leaves_no_copy_behind(tmp_path: Path) -> None:
         renderer.render = render  # type: ignore[method-assign]
         session.render("b", chunk(4), 0)
         assert sorted(store.finished()) == [4, 5, 6, 7]
+
+
+def test_whoever_looks_on_sees_how_full_the_stages_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that wait for copies, then files that wait for the disk; at the end, nothing."""
+    copies, disk = threading.Event(), threading.Event()
+    write = Stage.write
+
+    def slow(self: Stage, *parts: Any) -> None:
+        assert disk.wait(PATIENCE)
+        write(self, *parts)
+
+    monkeypatch.setattr(Stage, "write", slow)
+    renderer = Renderer(copying=lambda _: copies.wait(PATIENCE))
+    with session_of(tmp_path, renderer) as (session, _):
+        before = session.load()
+        receipts, threads = render_all(session, [chunk(0)])
+        assert renderer.await_count("render", COPYING + 1)
+        until(lambda: session.load()["copies_waiting"] == COPYING + 1, PATIENCE)
+        copying = session.load()
+        copies.set()
+        until(lambda: session.load()["files_waiting"] == 4, PATIENCE)  # of one output
+        writing = session.load()
+        disk.set()
+        threads[0].join()
+        after = session.load()
+    assert not any(before.values())
+    assert (copying["frames_in_flight"], copying["chunks_out"], copying["files_waiting"]) == (COPYING + 1, 1, 0)
+    assert (writing["frames_in_flight"], writing["chunks_out"], writing["copies_waiting"]) == (4, 1, 0)
+    assert (after["frames_in_flight"], after["chunks_out"], after["copies_waiting"], after["files_waiting"]) == (0, 0, 0, 0)
+    assert after["frames_per_second"] > 0
+    assert 0 < after["busy"] <= 1
+    assert receipts[0]["frames"] == [0, 1, 2, 3]
+
+
+def test_a_failed_chunk_leaves_no_load_behind(tmp_path: Path) -> None:
+    with session_of(tmp_path, Renderer(bad=(2,))) as (session, _):
+        with pytest.raises(PixelError):
+            session.render("a", chunk(0), 0)
+        load = session.load()
+    assert (load["frames_in_flight"], load["chunks_out"], load["copies_waiting"], load["files_waiting"]) == (0, 0, 0, 0)
+
+
+def test_a_meter_looks_back_for_its_window() -> None:
+    now = [100.0]
+    meter = LoadMeter(lambda: now[0])
+    assert meter.read(50.0, 7) == (0.0, 0.0)
+    now[0] += 10
+    assert meter.read(55.0, 17) == (0.5, 1.0)
+    for _ in range(40):  # a second each, in which all time is spent on one frame
+        now[0] += 1
+        busy, rate = meter.read(55.0 + now[0] - 110, 17 + int(now[0] - 110))
+    assert (busy, rate) == (1.0, 1.0)
+    now[0] += WINDOW + 1
+    assert meter.read(95.0, 57)[1] < 1
+    now[0] += WINDOW + 1
+    assert meter.read(95.0, 57) == (0.0, 0.0)
 
 
 def test_a_receipt_says_where_time_went(tmp_path: Path) -> None:

@@ -72,11 +72,25 @@ def test_a_probe_renders_some_and_tells_of_all(make_job: MakeJob, tmp_path: Path
 @pytest.mark.usefixtures("inline")
 def test_a_scene_in_blocks_is_probed_with_the_blocks_in_hand(tmp_path: Path) -> None:
     _, store = write_town(tmp_path)
-    words = ("cameras.width=96", "cameras.height=64", "fetching.mode=dynamic", "fetching.gpu_blocks=2")
+    words = ("cameras.width=96", "cameras.height=64", "fetching.mode=dynamic", "fetching.gpu_blocks=3")
     plan = make_plan(block_job(store, write_flight(tmp_path), tmp_path / "town-frames.zarr", *words), machine=MACHINE)
     probe = probe_plan(plan, MACHINE, places=2)
     assert plan.probed(probe).seconds is not None
     assert (probe.width, probe.height) == (96, 16)
+
+
+@pytest.mark.parametrize(("slots", "rows", "places"), [(3, 16, 8), (2, 64, 2)])
+def test_frames_that_need_more_blocks_than_slots_are_probed_whole(tmp_path: Path, slots: int, rows: int, places: int) -> None:
+    """With two slots half of the frames do, with three two of 26."""
+    _, store = write_town(tmp_path)
+    words = ("cameras.width=96", "cameras.height=64", "fetching.mode=dynamic", f"fetching.gpu_blocks={slots}")
+    request = scene_request(block_job(store, write_flight(tmp_path), tmp_path / "town-frames.zarr", *words), "cpu", MACHINE)
+    windows = choose_windows(request, request.wanted, 8)
+    assert len(windows) == places * IN_PLACE
+    assert {window.rows for window in windows} == {rows}
+    spare = choose_windows(request, request.wanted, 8, 2)
+    assert len(spare) == (places + 2) * IN_PLACE
+    assert [window.frame for window in spare[:IN_PLACE]] == [0, 1, 2, 3] if slots == 2 else [0] * IN_PLACE
 
 
 def test_strips_have_the_rays_of_their_frames_and_come_by_all_of_them(make_job: MakeJob) -> None:

@@ -4,65 +4,68 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
+from distributed import Client
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event, JobStarted
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows import cluster
+from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.render import run_render
-from tests.workflows.conftest import FRAMES, RenderProcess, executions, pixels, tree
+from tests.ports import free_port
+from tests.workflows.conftest import FRAMES, InlineCluster, RenderProcess, executions, pixels
+from tests.workflows.faults import KilledOnce, allowance
+from tests.workflows.processes import gone, kill_tree, spawned, tree, until
 
 MakeJob = Callable[..., RenderJob]
 Spawn = Callable[..., RenderProcess]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def recorded(path: Path) -> int:
     return len(FrameStore.open(path).finished()) if (path / "zarr.json").exists() else 0
 
 
-def test_a_dead_worker_costs_no_frame(make_job: MakeJob, capfd: pytest.CaptureFixture[str], inline_pixels: dict[str, bytes]) -> None:
+def test_a_dead_worker_costs_no_frame(
+    make_job: MakeJob, capfd: pytest.CaptureFixture[str], inline_pixels: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A worker is killed while it renders: its chunk is rendered again, the job completes, the pixels are those of a calm run."""
     job = make_job("output.chunk_frames=2")
     events: list[Event] = []
-    killed: list[int] = []
     page: list[bytes] = []
+    start_cluster = cluster.start_cluster
 
-    def kill_one(event: Event) -> None:
+    def start(placement: Placement, **options: Any) -> cluster.RenderCluster:
+        made = start_cluster(placement, **options)
+        made.client.register_plugin(KilledOnce(4, tmp_path / "killed"))
+        return made
+
+    def look(event: Event) -> None:
         events.append(event)
         if isinstance(event, JobStarted):
             assert event.dashboard is not None
             assert event.dashboard.startswith("http://127.0.0.1:")
             with urllib.request.urlopen(event.dashboard.removesuffix("/status") + "/health", timeout=10) as answer:
                 page.append(answer.read())
-        if isinstance(event, ChunkStarted) and event.chunk.startswith("000004") and not killed:
-            killed.append(worker_pids()[0])
-            os.kill(killed[0], signal.SIGKILL)
 
-    result = run_render(job, sinks=[kill_one])
-    assert (result.state, result.missing, len(killed)) == ("complete", (), 1)
+    monkeypatch.setattr(cluster, "start_cluster", start)
+    result = run_render(job, sinks=[look])
+    assert (result.state, result.missing) == ("complete", ())
     assert page == [b"ok"]
     assert executions(job.store_path) == dict.fromkeys(range(FRAMES), 1)
     assert pixels(job.store_path) == inline_pixels
     failures = [event for event in events if isinstance(event, ChunkFailed)]
-    assert failures
+    assert [event for event in failures if "died" in event.error]
     assert not any(event.final for event in failures)
     assert {event.worker for event in events if isinstance(event, ChunkDone)} <= {"w0", "w1"}
     assert 0 < result.startup_seconds < result.seconds
@@ -77,9 +80,6 @@ def inline_pixels(make_job: MakeJob, tmp_path: Path, request: pytest.FixtureRequ
     """Pixel files of the same job rendered without processes."""
     monkeypatch = pytest.MonkeyPatch()
     try:
-        from landmark_batch.workflows import cluster
-        from tests.workflows.conftest import InlineCluster
-
         monkeypatch.setattr(cluster, "start_cluster", lambda placement, **_: InlineCluster(placement.workers))
         calm = make_job(f"output.store={tmp_path / 'calm.zarr'}")
         run_render(calm)
@@ -90,24 +90,22 @@ def inline_pixels(make_job: MakeJob, tmp_path: Path, request: pytest.FixtureRequ
 
 def test_ctrl_c_twice(make_job: MakeJob, spawn: Spawn) -> None:
     """SIGINT to the whole process group, as a terminal sends it: workers do not see it, and the second one ends all at once."""
-    job = make_job("output.chunk_frames=1", "sampling.samples=128", "cameras.width=128", "cameras.height=72")
+    job = make_job("output.chunk_frames=1", "sampling.samples=512", "cameras.width=128", "cameras.height=72")
     run = spawn(job)
-    wait_for(lambda: recorded(job.store_path) >= 2)
+    until(lambda: recorded(job.store_path) >= 2)
     pids = tree(run.process.pid)
     assert len(pids) >= 3
     os.killpg(run.process.pid, signal.SIGINT)  # nothing handles it there but Python: KeyboardInterrupt, 'at once'
     result = run.result()
     assert result["state"] == "interrupted"
     assert 0 < recorded(job.store_path) < FRAMES
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
+    until(lambda: gone(pids), 60)
 
 
 @pytest.fixture
 def foreign_cluster(tmp_path: Path) -> Iterator[str]:
     """A scheduler and one worker that somebody else started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     root = Path(__file__).resolve().parents[2]
     address = f"tcp://127.0.0.1:{port}"
     log = (tmp_path / "foreign.log").open("w")
@@ -128,13 +126,12 @@ def foreign_cluster(tmp_path: Path) -> Iterator[str]:
     processes = [subprocess.Popen(command, **common) for command in (dask, worker)]  # type: ignore[call-overload]
     yield address
     for process in processes:
-        for pid in tree(process.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill_tree(process.pid)
         process.wait()
     log.close()
 
 
-def test_a_job_on_a_cluster_of_someone_else_leaves_it_running(make_job: MakeJob, foreign_cluster: str) -> None:
+def test_a_job_on_a_cluster_of_someone_else_leaves_it_running(make_job: MakeJob, foreign_cluster: str, tmp_path: Path) -> None:
     job, stop = make_job("cameras.frames=0-11", "output.chunk_frames=2"), threading.Event()
     events: list[Event] = []
 
@@ -143,7 +140,8 @@ def test_a_job_on_a_cluster_of_someone_else_leaves_it_running(make_job: MakeJob,
         if isinstance(event, ChunkDone):
             stop.set()
 
-    stopped = run_render(job, scheduler=foreign_cluster, sinks=[stop_soon], stop=stop)
+    with Client(foreign_cluster, set_as_default=False, timeout=60) as client, allowance(client, tmp_path, 4):
+        stopped = run_render(job, scheduler=foreign_cluster, sinks=[stop_soon], stop=stop)
     assert stopped.state == "interrupted"
     assert 0 < stopped.rendered < 12
     again = run_render(job, scheduler=foreign_cluster, sinks=[events.append])  # it lives, and takes the next run
@@ -155,12 +153,13 @@ def test_a_job_on_a_cluster_of_someone_else_leaves_it_running(make_job: MakeJob,
 def test_no_scheduler_answers(make_job: MakeJob) -> None:
     from landmark_batch.workflows.cluster import join_cluster
 
-    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        join_cluster("tcp://127.0.0.1:9", timeout=0.5)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with pytest.raises(ConfigError, match=f"no Dask scheduler answers at {address}"):
+        join_cluster(address, timeout=0.5)
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_chunk_that_ends_every_worker_is_set_aside(make_job: MakeJob) -> None:
     """Each worker that begins frame 4 dies, as if the frame crashed it: after three the chunk is left out and named."""
     job = make_job("output.chunk_frames=1", "cameras.frames=0-9")
@@ -169,8 +168,9 @@ def test_a_chunk_that_ends_every_worker_is_set_aside(make_job: MakeJob) -> None:
     def crash(event: Event) -> None:
         events.append(event)
         if isinstance(event, ChunkStarted) and event.chunk.startswith("000004"):
-            for pid in worker_pids():
-                os.kill(pid, signal.SIGKILL)
+            for pid in spawned():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     result = run_render(job, sinks=[crash], dashboard=False)
     assert result.state in ("complete", "incomplete")  # a kill may come after its commit
@@ -180,8 +180,3 @@ def test_a_chunk_that_ends_every_worker_is_set_aside(make_job: MakeJob) -> None:
         assert [event.final for event in deaths][-1]
         assert "worker died" in str(result.error())
     assert executions(job.store_path).keys() >= set(range(10)) - {4}
-
-
-def worker_pids() -> list[int]:
-    """Worker processes of this process."""
-    return [pid for pid in tree(os.getpid())[1:] if "spawn_main" in " ".join(psutil.Process(pid).cmdline())]

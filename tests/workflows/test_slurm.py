@@ -157,10 +157,10 @@ def srun(stubs: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """Two tasks of landmark-batch."""
     environment = {**os.environ, "PATH": f"{stubs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     command = ["srun", "-n", "2", sys.executable, "-m", "landmark_batch.cli", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_srun_renders_a_job_over_its_tasks(tmp_path: Path, scene_dir: Path) -> None:
     """Two tasks render one job, by frames of both; nothing is left of the meeting; a failing job ends all tasks."""
     stubs = write_stubs(tmp_path / "bin")
@@ -178,7 +178,7 @@ def test_srun_renders_a_job_over_its_tasks(tmp_path: Path, scene_dir: Path) -> N
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_srun_of_a_job_that_fails(tmp_path: Path, scene_dir: Path) -> None:
     stubs = write_stubs(tmp_path / "bin")
     (tmp_path / "broken.th").write_bytes(b"no checkpoint")

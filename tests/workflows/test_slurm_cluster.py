@@ -114,7 +114,7 @@ def test_no_sbatch_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["slurm.toml"]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_whole_job(tmp_path: Path, stubs: Path, make_job: MakeJob) -> None:
     """sbatch starts the workers, TLS joins them, the job renders, closing cancels the jobs and leaves nothing."""
     said: list[str] = []
@@ -141,7 +141,7 @@ def test_a_whole_job(tmp_path: Path, stubs: Path, make_job: MakeJob) -> None:
     assert list(tmp_path.glob(".landmark-slurm-*")) == []
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_jobs_that_come_to_nothing(tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A partition that sbatch refuses, and a job that ends before its workers come."""
     with pytest.raises(ConfigError, match=r"sbatch refused the job: sbatch: error: invalid partition specified: nosuch"):
