@@ -9,11 +9,12 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -27,20 +28,29 @@ class ObjectServer:
     """address: for AWS_ENDPOINT_URL."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                    return
-            except OSError:
-                assert self._process.poll() is None and time.monotonic() < deadline, "moto's server does not start"
-                time.sleep(0.05)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
+        started = False
+        while not started:  # another process may take the port before moto does
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.port = probe.getsockname()[1]
+            self.address = f"http://127.0.0.1:{self.port}"
+            words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+            self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=self._log)
+            started = self._answers()
+
+    def _answers(self) -> bool:
+        """False where its port was taken."""
+        deadline = time.monotonic() + 100
+        while self._process.poll() is None:
+            assert time.monotonic() < deadline, "moto's server does not start"
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return True
+            time.sleep(0.05)
+        self._log.seek(0)
+        told = self._log.read()
+        assert b"in use" in told, told
+        return False
 
     def bucket(self) -> str:
         """A new, empty one: 's3://name'."""
@@ -51,6 +61,7 @@ class ObjectServer:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._log.close()
 
     @contextmanager
     def relay(self, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Iterator[str]:
