@@ -23,11 +23,29 @@ def corner_rays(intrinsics: Float64, width: int, height: int) -> Float64:
 def box_in_view(c2w: Float64, intrinsics: Float64, width: int, height: int, box: Corners) -> NDArray[np.bool_]:
     """[F] whether the endless view pyramid of each pose [F, 3, 4] meets the box (touching counts).
 
-    Exact by separating axes: for a cone and a box these are the box's axes, the cone's side planes and the cross products of their
-    edges. A pyramid needs no near or far: LandMark's hull sampling goes down to the box's floor whatever far is.
+    A pose whose middle ray hits the box sees it. For the others, exact by separating axes: for a cone and a box these are the box's axes,
+    the cone's side planes and the cross products of their edges. A pyramid needs no near or far: LandMark's hull sampling goes down to
+    the box's floor whatever far is.
     """
     rays = corner_rays(intrinsics, width, height) @ np.swapaxes(c2w[:, :, :3], 1, 2)  # [F, 4, 3] world
     rays = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+    seen = _hits(c2w[:, :, 3], rays.sum(axis=1), box)
+    rest = np.flatnonzero(~seen)
+    seen[rest] = ~_separated(c2w[rest], rays[rest], box)
+    return seen
+
+
+def _hits(origin: Float64, ray: Float64, box: Corners) -> NDArray[np.bool_]:
+    """[F] whether each ray [F, 3] from origin [F, 3] on meets the box. False where it runs in the plane of a face."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, two = (np.asarray(box[0]) - origin) / ray, (np.asarray(box[1]) - origin) / ray
+    enter, leave = np.minimum(one, two).max(axis=1), np.maximum(one, two).min(axis=1)
+    hit: NDArray[np.bool_] = (enter <= leave) & (leave >= 0)  # NaN is neither
+    return hit
+
+
+def _separated(c2w: Float64, rays: Float64, box: Corners) -> NDArray[np.bool_]:
+    """[F] whether some plane lies between the pyramid of rays [F, 4, 3] (of length 1, in turn around it) and the box."""
     low, high = np.asarray(box[0], dtype=np.float64), np.asarray(box[1], dtype=np.float64)
     centre, half = (low + high) / 2 - c2w[:, :, 3], (high - low) / 2
     units = np.broadcast_to(np.eye(3), (len(rays), 3, 3))
@@ -40,8 +58,8 @@ def box_in_view(c2w: Float64, intrinsics: Float64, width: int, height: int, box:
     reach = np.einsum("fad,fd->fa", axes, centre) + np.abs(axes) @ half  # the box's farthest point along the axis
     slack = 1e-9 * scale * (np.abs(centre).sum(axis=-1, keepdims=True) + half.sum())
     separated = ahead & (reach < -slack)
-    unseen: NDArray[np.bool_] = separated.any(axis=1)
-    return ~unseen
+    found: NDArray[np.bool_] = separated.any(axis=1)
+    return found
 
 
 def box_depths(c2w: Float64, box: Corners) -> tuple[Float64, Float64]:

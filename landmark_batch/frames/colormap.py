@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 
 from landmark_batch.errors import ConfigError
 
@@ -26,6 +25,8 @@ def colormap(name: str) -> NDArray[np.uint8]:
     """The map's 256 colours, [256, 3] uint8 sRGB, within 2 levels of the published ones. Raises ConfigError for an unknown name."""
     if name not in _ANCHORS:
         raise ConfigError(f"colormap {name!r}: not known", remedy=f"choose one of {', '.join(COLORMAPS)}")
+    from scipy.interpolate import CubicSpline  # takes as long to import as the rest of a command
+
     anchors = np.array([list(bytes.fromhex(colour)) for colour in _ANCHORS[name].split()], np.float64)
     table: NDArray[np.uint8] = np.clip(np.rint(CubicSpline(np.arange(0, 256, 15), anchors)(np.arange(256))), 0, 255).astype(np.uint8)
     table.setflags(write=False)
