@@ -23,7 +23,7 @@ from landmark_batch.scene.export import save_landmark_checkpoint
 from landmark_batch.workflows.drive import drive
 from landmark_batch.workflows.order import STOP_FILE, JobOrder
 from tests.factories import make_scene
-from tests.workflows.processes import kill_tree
+from tests.workflows.processes import kill_tree, until
 
 WIDTH, HEIGHT, FRAMES = 32, 18, 24
 BOX = ((-1.0, -0.8, -0.1), (1.2, 0.9, 0.5))
@@ -158,6 +158,7 @@ class InlineCluster:
 
     dashboard = None
     address = "inline://"
+    word: tuple[int, str] | None = None  # (chunks, file): after so many chunks nothing is rendered until the client has left that word
 
     def __init__(self, workers: int) -> None:
         self.names = {f"inline://{i}": f"w{i}" for i in range(workers)}
@@ -223,6 +224,7 @@ class InlinePool:
         self.names = station.cluster.names
         self.waiting: list[tuple[int, int, str]] = []
         self.begun = False
+        self.rendered = 0
 
     def workers(self) -> dict[str, str]:
         return dict(self.names)
@@ -265,6 +267,10 @@ class InlinePool:
         if self.begun:
             return ChunkStarted(chunk.id, self.names[address])
         self.waiting.pop(0)
+        word = self.station.cluster.word
+        if word is not None and self.rendered >= word[0]:
+            until((self.folder / word[1]).exists, 100, f"the client's {word[1]}")
+        self.rendered += 1
         try:
             mine, standing = self.claim(chunk.frames)
             receipt = self.station.sessions[address].render(chunk.id, mine, attempt)
@@ -279,7 +285,7 @@ class InlinePool:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> list[InlineCluster]:
     """run_render without processes; gives the clusters it made."""
-    from landmark_batch.workflows import cluster
+    from landmark_batch.workflows import cluster, outcomes
 
     made: list[InlineCluster] = []
 
@@ -288,4 +294,5 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[InlineCluster]:
         return made[-1]
 
     monkeypatch.setattr(cluster, "start_cluster", start)
+    monkeypatch.setattr(outcomes, "LOOK_SECONDS", -1.0)  # all of a small job passes between two looks at the client's words
     return made

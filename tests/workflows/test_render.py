@@ -23,6 +23,7 @@ from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
 from landmark_batch.scene.export import save_landmark_checkpoint
+from landmark_batch.workflows.order import ABORT_FILE, STOP_FILE
 from landmark_batch.workflows.render import render, run_render
 from tests.factories import make_scene
 from tests.workflows.conftest import FRAMES, InlineCluster, executions, pixels
@@ -175,7 +176,7 @@ def test_several_frames_in_a_file_are_rendered_together(make_job: MakeJob) -> No
 
 
 @pytest.mark.usefixtures("inline")
-def test_stop_ends_after_the_chunks_in_hand_and_the_next_run_goes_on(make_job: MakeJob) -> None:
+def test_stop_ends_after_the_chunks_in_hand_and_the_next_run_goes_on(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job, stop = make_job("output.chunk_frames=2"), threading.Event()
 
     def stop_after_three(event: Event) -> None:
@@ -184,7 +185,9 @@ def test_stop_ends_after_the_chunks_in_hand_and_the_next_run_goes_on(make_job: M
             stop.set()
 
     done: list[Event] = []
-    result = run_render(job, sinks=[stop_after_three], stop=stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(InlineCluster, "word", (4, STOP_FILE))
+        result = run_render(job, sinks=[stop_after_three], stop=stop)
     assert (result.state, result.exit_code) == ("interrupted", 130)
     assert 0 < result.rendered < FRAMES
     assert "goes on" in str(result.error())
@@ -192,13 +195,17 @@ def test_stop_ends_after_the_chunks_in_hand_and_the_next_run_goes_on(make_job: M
     assert executions(job.store_path) == dict.fromkeys(range(FRAMES), 1)
 
 
-def test_ctrl_c_ends_the_workers_at_once_and_the_store_stays_good(make_job: MakeJob, inline: list[InlineCluster]) -> None:
+def test_ctrl_c_ends_the_workers_at_once_and_the_store_stays_good(
+    make_job: MakeJob, inline: list[InlineCluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(event: Event) -> None:
         if isinstance(event, ChunkDone):
             raise KeyboardInterrupt
 
-    job = make_job()
-    result = run_render(job, sinks=[interrupt])
+    job = make_job("output.chunk_frames=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(InlineCluster, "word", (2, ABORT_FILE))
+        result = run_render(job, sinks=[interrupt])
     assert result.state == "interrupted"
     assert result.rendered < FRAMES
     assert inline[0].closed
