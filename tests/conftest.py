@@ -70,3 +70,11 @@ def _plain_ops_stay_plain() -> Iterator[None]:
     build = sys.modules.get("landmark_batch.kernels.build")
     if build is not None and "LANDMARK_TEST_KERNELS" not in os.environ:
         assert "cpu" not in build._loaded, "this test loaded the compiled CPU kernels into the tests' own process"
+
+
+@pytest.fixture(autouse=True)
+def usual_scheduling() -> Iterator[None]:
+    """No test leaves this thread a real-time one: what it starts later would be, too."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -11,6 +11,7 @@ import av
 
 from landmark_batch.errors import StoreError
 
+from .encoder_threads import usual_scheduling
 from .outfile import make_folder, output_file, remove_leftovers, sync_folders
 from .sealed import DamagedError
 from .video_codec import EncoderPlan, configure_encoder
@@ -34,7 +35,8 @@ def join_segments(path: Path, plan: EncoderPlan, segments: Sequence[Path], *, ti
             stream: Any = container.add_stream(plan.codec, rate=plan.rate, options=dict(plan.options))
             configure_encoder(stream.codec_context, plan)
             stream.time_base = 1 / plan.rate
-            container.start_encoding()
+            with usual_scheduling():
+                container.start_encoding()
             _append(container, stream, plan, segments)
             container.close()
         except DamagedError as error:

@@ -15,6 +15,8 @@ from av.codec.codec import UnknownCodecError
 
 from landmark_batch.errors import ConfigError
 
+from .encoder_threads import usual_scheduling
+
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
 ALIASES = {"h264": "libx264", "h265": "libx265", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "dnxhr": "dnxhd"}
 _DNXHR = {"yuv422p": "dnxhr_hq", "yuv422p10le": "dnxhr_hqx", "yuv444p10le": "dnxhr_444", "gbrp10le": "dnxhr_444"}  # profile by format
@@ -230,7 +232,8 @@ def _try(plan: EncoderPlan) -> None:
     configure_encoder(context, plan)
     shown = " ".join(f"{key}={value}" for key, value in plan.options.items())
     try:
-        context.open()
+        with usual_scheduling():
+            context.open()
     except (av.FFmpegError, ValueError) as error:
         hardware = "; it needs an NVIDIA GPU and its driver" if plan.codec.endswith("_nvenc") else ""
         raise ConfigError(

@@ -21,6 +21,7 @@ from av.codec.context import Flags
 
 from landmark_batch.errors import ConfigError
 
+from .encoder_threads import usual_scheduling
 from .outfile import output_file
 from .sealed import DamagedError, seal, unseal
 from .video_codec import EncoderPlan, configure_encoder
@@ -62,7 +63,8 @@ def write_segment(path: Path, plan: EncoderPlan, pictures: Iterable[av.VideoFram
         configure_encoder(context, plan)
         if av.ContainerFormat(plan.container, "w").flags & _GLOBAL_HEADER:
             context.flags |= Flags.global_header
-        context.open()
+        with usual_scheduling():
+            context.open()
         packets: list[tuple[int, int, bool]] = []
         digest, frames = xxhash.xxh3_128(), 0
         for picture in chain(pictures, [None]):  # None: all that the encoder still holds

@@ -45,6 +45,7 @@ def kill_client_alone(run: RenderProcess, path: Path) -> None:
         workers = tree(run.process.pid)[1:]  # looked at first: the job may be over soon
         if recorded(path) or run.process.poll() is not None:
             break
+        time.sleep(0.005)
     assert len(workers) >= 2
     run.process.kill()
     run.process.communicate()
