@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from landmark_batch.object_path import is_url as is_url
+from landmark_batch.object_path import is_url
 
 LOOKS: dict[str, int] = {"default": 2930, "sunset": 2180, "sunshine": 1550, "cloudy": 2940, "fog": 1820}  # LandMark's renderer.py
 

@@ -45,7 +45,7 @@ def write_png(
     """Write a PNG to an open file. pixels: [H, W] or [H, W, 1|3|4], uint8 or uint16, alpha straight.
 
     text: keyword -> value, stored before the pixels. srgb: say that the values are sRGB (leave out for data such as alpha).
-    compress: 16-bit bands whose lower bytes are noise are stored all the same. False stores everything: several times faster.
+    compress: 16-bit bands whose lower bytes are noise are stored all the same. False stores everything.
     Raises ValueError for another dtype or shape, before anything is written; OSError of the file.
     """
     if pixels.dtype.newbyteorder("=") not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or 0 in pixels.shape:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from landmark_batch.job_sections import is_url
+from landmark_batch.object_path import is_url
 
 SceneLocation = Path | str  # a str is a URL, or a path that someone typed
 
