@@ -33,10 +33,9 @@ from landmark_batch.job_sections import (
     Section,
     Vector,
     VideoSection,
-    is_url,
     parse_memory,
 )
-from landmark_batch.object_path import StorePath, as_store_path
+from landmark_batch.object_path import StorePath, as_store_path, is_url
 
 __all__ = [
     "JOB_VERSION",
