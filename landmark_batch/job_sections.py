@@ -212,7 +212,7 @@ class OutputSection(Section):
     """store: the Zarr store, a folder or a URL. rgb, depth, alpha: a dtype, false for none, true for uint8, float32, uint8.
 
     chunk_frames: frames a task. frames_per_shard: fixed at the store's creation. order: in which frames come; 'auto' is 'space' where
-    blocks are fetched, else 'time'.
+    blocks are fetched, else 'time'. compressor: 'jpegxl' is lossless and needs the package imagecodecs.
     """
 
     store: Path | str | None = None  # a str is a URL
@@ -223,7 +223,7 @@ class OutputSection(Section):
     chunk_frames: int = Field(default=8, ge=1, le=100_000)
     frames_per_shard: int = Field(default=1, ge=1, le=10_000)
     order: FrameOrder = "auto"
-    compressor: Literal["auto", "none", "lz4", "zstd"] = "auto"
+    compressor: Literal["auto", "none", "lz4", "zstd", "jpegxl"] = "auto"
 
     @field_validator("store", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from .arrays import Array
+from .jpegxl import JpegXl
 
 Part: TypeAlias = memoryview
 FrameEncoder: TypeAlias = Callable[[NDArray[Any]], tuple[Part, bytes]]
@@ -40,7 +41,10 @@ def frame_encoder(array: Array) -> FrameEncoder | None:
         return None
     if len(codecs) == 1:
         return _plain
-    blosc = _blosc(codecs[0])
+    first = codecs[0]
+    if isinstance(first, JpegXl):
+        return lambda frame: _with_sum(np.frombuffer(first.to_image(frame), np.uint8))
+    blosc = _blosc(first)
 
     def encode(frame: NDArray[Any]) -> tuple[Part, bytes]:
         return _with_sum(np.frombuffer(blosc.encode(np.ascontiguousarray(frame).reshape(-1)), np.uint8))
@@ -57,8 +61,11 @@ def frame_decoder(array: Array) -> FrameDecoder | None:
     codecs = _frame_codecs(array)
     if not codecs:
         return None
-    blosc = _blosc(codecs[0]) if len(codecs) == 2 else None
+    first = codecs[0]
     shape, dtype = array.shape[1:], array.dtype
+    if isinstance(first, JpegXl):
+        return lambda path: first.to_pixels(_checked(path, _buffer), shape, dtype)
+    blosc = _blosc(first) if len(codecs) == 2 else None
 
     def decode(path: Path) -> NDArray[Any]:
         if blosc is None:
@@ -80,9 +87,13 @@ def encoding_threads() -> int:
 
 
 def _frame_codecs(array: Array) -> list[Any]:
-    """The codecs after the bytes: a checksum, or Blosc and a checksum. Empty where a frame is no file of its own or they are others."""
+    """A checksum, Blosc and a checksum, or JPEG XL and a checksum. Empty where a frame is no file of its own or they are others."""
     plain, *rest = getattr(array.metadata, "codecs", (None,))
-    if not isinstance(plain, BytesCodec) or sys.byteorder != "little" or array.chunks != (1, *array.shape[1:]):
+    if array.chunks != (1, *array.shape[1:]):
+        return []
+    if isinstance(plain, JpegXl):
+        return [plain, *rest] if [type(codec) for codec in rest] == [Crc32cCodec] else []
+    if not isinstance(plain, BytesCodec) or sys.byteorder != "little":
         return []
     if [type(codec) for codec in rest] == [Crc32cCodec]:
         return rest

@@ -12,7 +12,7 @@ import numpy as np
 from landmark_batch.errors import ConfigError
 
 DTYPES = ("uint8", "uint16", "float16", "float32")
-COMPRESSORS = ("auto", "none", "lz4", "zstd")
+COMPRESSORS = ("auto", "none", "lz4", "zstd", "jpegxl")
 BACKGROUNDS = ("white", "black", "transparent")
 _BLOCK = 4096  # bytes of a file-system block: a file takes whole ones
 _INODE = 512  # directory entry, inode and ledger record of one frame file, rounded up
@@ -64,6 +64,12 @@ class StoreSpec:
             raise ConfigError(f"outputs {[output.name for output in self.outputs]}: at least one, each once")
         if self.compressor not in COMPRESSORS:
             raise ConfigError(f"output.compressor = {self.compressor!r}", remedy=f"choose one of {', '.join(COMPRESSORS)}")
+        for output in self.outputs:
+            if self.compressor == "jpegxl" and output.dtype == "float16":
+                raise ConfigError(
+                    f"output.{output.name} = 'float16': JPEG XL does not keep every bit of it",
+                    remedy=f"output.{output.name} = 'float32', or output.compressor = 'zstd'",
+                )
 
     @property
     def commit_unit(self) -> int:

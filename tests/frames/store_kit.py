@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from landmark_batch.cameras.flight import Flight
@@ -14,12 +16,14 @@ from landmark_batch.frames.adopt import adopt
 from landmark_batch.frames.fingerprint import FrameSettings, flight_fingerprints
 from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.resume import compare
-from landmark_batch.frames.spec import OutputSpec, StoreSpec
+from landmark_batch.frames.spec import COMPRESSORS, OutputSpec, StoreSpec
 from landmark_batch.frames.store import FrameStore
 
 WIDTH, HEIGHT = 16, 10
 SCENE = "ab" * 16
 OUTPUTS = (OutputSpec("rgb", "uint8", 3), OutputSpec("depth", "float32"))
+with_jpegxl = pytest.mark.skipif(find_spec("imagecodecs") is None, reason="imagecodecs is not installed (landmark-batch[jpegxl])")
+EVERY_COMPRESSOR = [pytest.param(name, marks=[with_jpegxl] if name == "jpegxl" else []) for name in COMPRESSORS]
 
 
 def make_flight(frames: int = 6, *, seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Flight:
