@@ -14,6 +14,7 @@ from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import ConfigError, DiskFullError, FramesDifferError, StoreError
 from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.fingerprint import flight_digest
+from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.resume import ResumePlan, compare
 from landmark_batch.frames.spec import StoreSpec
 from landmark_batch.frames.store import FrameStore
@@ -32,6 +33,7 @@ CHUNKS_A_WORKER = 12  # of a worker or a render group, at least, where a job is 
 PROCESS_BYTES = 400 * 2**20  # Python, torch and Dask of one worker before it has loaded anything (measured: 330 to 380 MiB)
 PROBED_AT_BEST = 0.7  # of the bytes a probe expects: its frames may be small ones, which compress less well
 COMPRESSED_AT_BEST = 0.5  # share of the raw size below which rendered frames rarely go: a disk with less room is refused
+_AT_BEST = {"none": 1.0, "jpegxl": 0.2}  # the same of these compressors
 
 
 def make_plan(
@@ -62,6 +64,7 @@ def plan_request(
             raise refuse_differing(job.store_path, resume)
         chosen = narrow(resume, request.wanted, overwrite=overwrite)
         spec = replace(store.spec, frames=len(request.flight))  # a store keeps its compressor and its sharding
+    require_compressor(spec.compressor)
     todo = frames_to_render(chosen, request.wanted, spec)
     costs = frame_costs(request, todo)
     chunks, placement, notes = _split(request, spec, machine, todo, scheduler, costs)
@@ -240,7 +243,7 @@ def _check_disk(plan: RenderPlan, spec: StoreSpec) -> list[str]:
         need = int(plan.probe.bytes_per_frame * len(plan.todo))
         sure = int(need * PROBED_AT_BEST)
     else:
-        need, sure = plan.bytes_todo, int(plan.bytes_todo * (1.0 if spec.compressor == "none" else COMPRESSED_AT_BEST))
+        need, sure = plan.bytes_todo, int(plan.bytes_todo * _AT_BEST.get(spec.compressor, COMPRESSED_AT_BEST))
     if plan.disk_free < sure:
         raise DiskFullError(
             f"{plan.job.store_path}: {len(plan.todo)} frames need {bytes_text(need)}, the disk has {bytes_text(plan.disk_free)} free",

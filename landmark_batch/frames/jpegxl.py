@@ -31,8 +31,8 @@ def library() -> Any:
         found = bool(imagecodecs.JPEGXL.available)
     if not found:
         raise ConfigError(
-            "output.compressor = 'jpegxl' needs the package imagecodecs",
-            remedy="pip install 'landmark-batch[jpegxl]', on every worker host too; in a job for a new store another compressor does",
+            "JPEG XL (output.compressor = 'jpegxl') needs the package imagecodecs",
+            remedy="pip install 'landmark-batch[jpegxl]', on every worker host too, or choose another compressor for a new store",
         )
     return imagecodecs
 
