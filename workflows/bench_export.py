@@ -21,6 +21,7 @@ from landmark_batch.frames.export_images import ImageExporter
 from landmark_batch.frames.export_video import VideoExporter
 from landmark_batch.frames.fingerprint import FrameSettings, flight_fingerprints
 from landmark_batch.frames.image_settings import ImageSettings
+from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.png import encode_png
 from landmark_batch.frames.spec import OutputSpec, StoreInfo, StoreSpec
 from landmark_batch.frames.store import FrameStore
@@ -31,6 +32,7 @@ from landmark_batch.workflows.machine import describe_machine
 from landmark_batch.workflows.saved_report import SavedReport
 
 CORES = 4  # that the writers' bar is set for: their frames/s are reckoned from CPU time, whatever this machine has
+COMPRESSORS = {"lz4": "lz4", "zstd": "zstd", "jpegxl": "JPEG XL"}  # of stores; exports read the first
 CODECS = ("libx264", "libx265", "libsvtav1", "dnxhr", "prores_ks", "ffv1")
 HEAD = ("what", "bits", "MB a frame", "frames/s", "CPU ms a frame", "frames/s a core", f"of {CORES}, reckoned", "copies")
 _DEEP = ("prores_ks",)  # codecs of more than 8 bits by default
@@ -110,7 +112,7 @@ def bench_export(
     tell = tell or (lambda line: None)
     bench = _Bench(folder, width, height, frames, threads or min(16, len(os.sched_getaffinity(0))), tell)
     folder.mkdir(parents=True, exist_ok=True)
-    stores = {bits: bench.store(bits) for bits in (8, 16)}
+    stores = {bits: bench.stores(bits) for bits in (8, 16)}
     asked = tuple(codecs) or CODECS
     films = [film for codec in asked if (film := bench.film(stores, codec, required=bool(codecs))) is not None]
     for bits in (8, 16):
@@ -136,10 +138,26 @@ class _Bench:
         whole: Pixels = np.rint(part * np.float32(2**bits - 1))
         return whole.astype(np.uint8 if bits == 8 else np.uint16)
 
-    def store(self, bits: int) -> Path:
-        """A store of the pictures; writing it is a row."""
+    def stores(self, bits: int) -> Path:
+        """Stores of the pictures, one a compressor; writing and reading each are rows. Returns the first."""
+        paths = []
+        for compressor in COMPRESSORS:
+            try:
+                require_compressor(compressor)
+            except ConfigError as error:
+                if error.message not in self.notes:
+                    self.notes.append(error.message)
+                continue
+            paths.append(self.store(bits, compressor))
+            source = open_source(paths[-1])
+            with self._row(f"out of the store, {COMPRESSORS[compressor]}, one thread", bits):
+                for frame in range(self.frames):
+                    source.read("rgb", frame)
+        return paths[0]
+
+    def store(self, bits: int, compressor: str) -> Path:
         count, width, height = self.frames, self.width, self.height
-        self.tell(f"store of {bits} bits")
+        self.tell(f"store of {bits} bits, {COMPRESSORS[compressor]}")
         flight = Flight(
             c2w=np.tile(np.eye(3, 4), (count, 1, 1)),
             intrinsics=np.tile(np.array([width, width, width / 2, height / 2], np.float64), (count, 1)),
@@ -152,13 +170,13 @@ class _Bench:
         )
         settings = FrameSettings({"renderer": "bench"})
         prints = flight_fingerprints(settings, flight)
-        spec = StoreSpec(count, height, width, (OutputSpec("rgb", f"uint{bits}", 3),))
-        path = _fresh(self.folder / f"bench{bits}.zarr")
+        spec = StoreSpec(count, height, width, (OutputSpec("rgb", f"uint{bits}", 3),), compressor)
+        path = _fresh(self.folder / f"bench{bits}-{compressor}.zarr")
         store = FrameStore.create(path, spec, flight, settings, info=StoreInfo(path.stem, 24.0, None, "white"))
         size = 0
         with store.writer("bench") as writer:
             writer.commit([0], {"rgb": self.picture(0, bits)[None]}, [prints[0]], seconds=0.0)  # libraries load
-            with self._row("into the store", bits, count - 1) as took:
+            with self._row(f"into the store, {COMPRESSORS[compressor]}", bits, count - 1) as took:
                 for frame in range(1, count):
                     with took.paused():
                         pixels = self.picture(frame, bits)[None]
@@ -169,9 +187,6 @@ class _Bench:
     def images(self, store: Path, bits: int) -> None:
         self.tell(f"images of {bits} bits")
         source = open_source(store)
-        with self._row("out of the store, one thread", bits):
-            for frame in range(self.frames):
-                source.read("rgb", frame)
         pictures = [self.picture(frame, bits) for frame in range(min(self.frames, self.threads))]
         for kind, compress in (("", True), (", not compressed", False)):
             with self._row(f"PNG{kind}, encoding", bits) as took, ThreadPoolExecutor(self.threads) as pool:

@@ -64,8 +64,8 @@ def plan_request(
             raise refuse_differing(job.store_path, resume)
         chosen = narrow(resume, request.wanted, overwrite=overwrite)
         spec = replace(store.spec, frames=len(request.flight))  # a store keeps its compressor and its sharding
-    require_compressor(spec.compressor)
     todo = frames_to_render(chosen, request.wanted, spec)
+    require_compressor(spec.compressor)
     costs = frame_costs(request, todo)
     chunks, placement, notes = _split(request, spec, machine, todo, scheduler, costs)
     if placement is not None:

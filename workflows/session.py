@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import CameraError, ConfigError, LandmarkError
 from landmark_batch.frames.fingerprint import frame_fingerprint
+from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.writer import FrameWriter
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
@@ -104,6 +105,7 @@ class RenderSession:
         """Read a run's snapshot, open its store, load its scene. Raises LandmarkError kinds as these do."""
         started = time.perf_counter()
         opened = open_snapshot(folder)
+        require_compressor(opened.store.spec.compressor)
         snapshot = opened.snapshot
         timeline = open_timeline(snapshot, worker)
         renderer, device = open_renderer(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from landmark_batch.errors import ConfigError, DiskFullError
+from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
 from landmark_batch.job import RenderJob
@@ -57,6 +58,19 @@ def test_refused_before_anything_is_made(make_job: MakeJob, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="imagecodecs"):
         run_render(job, machine=MACHINE)
     assert not job.store_path.exists()
+
+
+@with_jpegxl
+@pytest.mark.usefixtures("inline")
+def test_a_worker_that_lacks_the_library_ends_the_job_with_the_remedy(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checked(compressor: str) -> None:
+        require_compressor(compressor)
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)  # from here on, as on another host
+
+    monkeypatch.setattr(plan_module, "require_compressor", checked)
+    job = make_job("output.compressor=jpegxl", "cameras.frames=0-3")
+    with pytest.raises(ConfigError, match=r"imagecodecs\n.*on every worker host"):
+        run_render(job, machine=MACHINE)
 
 
 @with_jpegxl
