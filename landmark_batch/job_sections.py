@@ -212,7 +212,7 @@ class OutputSection(Section):
     """store: the Zarr store, a folder or a URL. rgb, depth, alpha: a dtype, false for none, true for uint8, float32, uint8.
 
     chunk_frames: frames a task. frames_per_shard: fixed at the store's creation. order: in which frames come; 'auto' is 'space' where
-    blocks are fetched, else 'time'. compressor: 'jpegxl' is lossless and needs the package imagecodecs.
+    blocks are fetched, else 'time'. compressor: 'jpegxl' is lossless, for integers, and needs imagecodecs.
     """
 
     store: Path | str | None = None  # a str is a URL

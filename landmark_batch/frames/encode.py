@@ -103,7 +103,8 @@ def _frame_codecs(array: Array) -> list[Any]:
 
 
 def _blosc(codec: BloscCodec) -> Any:
-    return numcodecs.Blosc(codec.cname.value, codec.clevel, _SHUFFLES[codec.shuffle.value], codec.blocksize)
+    settings: Any = codec.to_dict()["configuration"]  # in words; the attributes are enumerations or words, by zarr's version
+    return numcodecs.Blosc(settings["cname"], settings["clevel"], _SHUFFLES[settings["shuffle"]], settings["blocksize"])
 
 
 def _plain(frame: NDArray[Any]) -> tuple[Part, bytes]:

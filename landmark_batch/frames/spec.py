@@ -64,12 +64,11 @@ class StoreSpec:
             raise ConfigError(f"outputs {[output.name for output in self.outputs]}: at least one, each once")
         if self.compressor not in COMPRESSORS:
             raise ConfigError(f"output.compressor = {self.compressor!r}", remedy=f"choose one of {', '.join(COMPRESSORS)}")
-        for output in self.outputs:
-            if self.compressor == "jpegxl" and output.dtype == "float16":
-                raise ConfigError(
-                    f"output.{output.name} = 'float16': JPEG XL does not keep every bit of it",
-                    remedy=f"output.{output.name} = 'float32', or output.compressor = 'zstd'",
-                )
+        if self.compressor == "jpegxl" and not any(output.dtype.startswith("uint") for output in self.outputs):
+            raise ConfigError(
+                f"output.compressor = 'jpegxl': no output is uint8 or uint16, but {', '.join(map(str, self.outputs))}",
+                remedy="floats are compressed by output.compressor = 'zstd'",
+            )
 
     @property
     def commit_unit(self) -> int:

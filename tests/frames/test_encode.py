@@ -30,8 +30,7 @@ OUTPUTS = (OutputSpec("rgb", "uint8", 3), OutputSpec("depth", "float32"), Output
 
 
 def opened(path: Path, **more: Any) -> dict[str, Any]:
-    outputs = (*OUTPUTS[:2], OutputSpec("alpha", "uint16")) if more.get("compressor") == "jpegxl" else OUTPUTS
-    spec = StoreSpec(**{"frames": 4, "height": 40, "width": 56, "outputs": outputs, **more})
+    spec = StoreSpec(**{"frames": 4, "height": 40, "width": 56, "outputs": OUTPUTS, **more})
     create_outputs(LocalStore(path), spec, {name: {} for name in spec.names})
     return {name: open_array(StagedStore(path), name) for name in spec.names}
 

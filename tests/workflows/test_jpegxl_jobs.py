@@ -48,8 +48,8 @@ def test_rendered_verified_and_exported(make_job: MakeJob, tmp_path: Path) -> No
 
 
 def test_refused_before_anything_is_made(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make_job("output.compressor=jpegxl", "output.depth=float16")
-    with pytest.raises(ConfigError, match=r"output.depth = 'float16': JPEG XL"):
+    job = make_job("output.compressor=jpegxl", "output.rgb=float32", "output.depth=float16")
+    with pytest.raises(ConfigError, match=r"no output is uint8 or uint16, but rgb float32, depth float16\n.*zstd"):
         make_plan(job, machine=MACHINE)
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     job = make_job("output.compressor=jpegxl")
