@@ -72,7 +72,7 @@ _KEYS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("chunk_frames", "8", "frames rendered and committed together"),
         ("frames_per_shard", "1", "frames a file; fixed once the store is made"),
         ("order", '"auto"', '"time", "space" (by fetched blocks), "coarse-to-fine" (every 2^k-th frame first); "auto" = what loads least'),
-        ("compressor", '"auto"', '"auto" (= "lz4"), "none", "lz4", "zstd", "jpegxl" (of uint8, uint16: lossless, densest, slow to read, needs a package)'),
+        ("compressor", '"auto"', '"auto" (= "lz4"), "none", "lz4", "zstd", "jpegxl" (lossless; densest, slow to read, an extra package)'),
     ),
     "images": (
         ("dir", '"{name}"', "images go to {{dir}}/rgb, {{dir}}/depth, {{dir}}/alpha"),
