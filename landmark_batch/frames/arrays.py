@@ -43,7 +43,7 @@ def codecs(dtype: str, compressor: str) -> tuple[ArrayBytesCodec | Literal["auto
 
     JPEG XL at effort 1: 478 MB/s at 3.15, but reading takes 75 ms a frame where lz4 takes 6, and a package more: no default. Effort 2 and 3
     write 47 and 20 MB/s, at 3.31 and 3.86. Floats of such a store are compressed as by 'zstd': for depth JPEG XL gave 159 MB/s at 3.69,
-    and its library does not take every float32 (0.12: no mixed signs), nor keep every float16.
+    and libjxl 0.12 takes no float32 of mixed signs, 0.11 changes not-a-numbers of float16.
     """
     if compressor == "jpegxl" and np.dtype(dtype).kind == "u":
         return JpegXl((("effort", 1), ("lossless", True))), [Crc32cCodec()]
