@@ -142,6 +142,17 @@ def test_plain_zarr_reads_it_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 @with_jpegxl
+def test_in_an_object_store_it_is_the_same_bytes(bucket: str, fast_path: Path) -> None:
+    url, store = f"{bucket}/a.zarr", make(fast_path / "a.zarr")
+    render(url, FLIGHT, SETTINGS, spec=make_spec(4, compressor="jpegxl"))  # type: ignore[arg-type]
+    assert_is(url, FLIGHT, SETTINGS)  # type: ignore[arg-type]
+    there = FrameStore.open(url)
+    for name in store.spec.names:
+        assert all(there.chunk_file(name, frame).read_bytes() == store.chunk_file(name, frame).read_bytes() for frame in range(4))
+    assert verify_store(url).ok
+
+
+@with_jpegxl
 def test_arrays_of_other_programs_keep_their_options(tmp_path: Path) -> None:
     """The name is shared: what others wrote under it, lossy or on several threads, is read and written on as they said."""
     codec = JpegXl((("distance", 1.0), ("effort", 3), ("keeporientation", True), ("lossless", False), ("numthreads", 2)))
