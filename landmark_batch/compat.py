@@ -25,6 +25,7 @@ from landmark_batch.landmark_options import (
     model_type,
     read_config,
 )
+from landmark_batch.object_path import is_url
 
 FOCAL_1080P = 1483.6378  # dist_render/ddp_infer/nerf_inferer.py
 EDIT_BLOCK = 15  # dist_render/ddp_infer/editer.py exchanges this block and no other
@@ -66,8 +67,8 @@ def job_from_landmark(
     if checkpoint is None:
         where = f"neither --ckpt nor {config_path}" if config_path else "no --ckpt"
         raise ConfigError(f"{where} names a checkpoint", remedy="add --ckpt FILE.th")
-    values["scene"]["checkpoint"] = Path(checkpoint)
-    values["name"] = Path(_text(settings, "expname") or "").name or scene_name(Path(checkpoint))
+    scene = values["scene"]["checkpoint"] = checkpoint if is_url(checkpoint) else Path(checkpoint)
+    values["name"] = Path(_text(settings, "expname") or "").name or scene_name(scene)
 
     _set_model(settings, values, notes, runtime_given=runtime_given)
     _set_sampling(settings, values)

@@ -208,8 +208,10 @@ def _resolve_paths(values: dict[str, Any], base: Path) -> None:
         if isinstance(table, dict) and isinstance(table.get(key), str | Path):
             if not str(table[key]).strip():
                 raise ConfigError(f"{section}.{key} is empty", remedy="name a path, or leave the key out for its default")
-            if key in ("checkpoint", "store") and is_url(str(table[key]).strip()):
-                continue
+            if is_url(str(table[key]).strip()):
+                if key in ("checkpoint", "store"):
+                    continue
+                raise ConfigError(f"{section}.{key} = {table[key]!r}: a URL, where a path is needed", remedy="name it on this machine")
             table[key] = (base / Path(table[key]).expanduser()).resolve()
 
 

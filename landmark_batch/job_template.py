@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from landmark_batch.object_path import place_name
+
 _HEAD = (
     "# {title}\n# landmark-batch render {file}\n"
     "# Paths are relative to this file. A line behind '#' shows the default (or an example, where it says so).\n"
@@ -140,8 +142,8 @@ def toml_value(value: Any) -> str:
     raise TypeError(f"{value!r} has no TOML text")
 
 
-def scene_name(checkpoint: Path) -> str:
+def scene_name(checkpoint: Path | str) -> str:
     """Name of a job for a scene: bp0-merged-stack.th, bp0-sub0.th -> bp0; a directory its own name; block store x.zarr -> x-frames."""
-    name = re.sub(r"-(merged-stack|sub\d+)$", "", checkpoint.name.removesuffix(".th"))
+    name = re.sub(r"-(merged-stack|sub\d+)$", "", place_name(checkpoint).removesuffix(".th"))
     name = re.sub(r"\.zarr$", "-frames", name)  # the frames' own store must not be the scene's
     return re.sub(r"[/\\\x00-\x1f]", "_", name).lstrip(". ") or "flight"

@@ -316,6 +316,14 @@ def is_url(location: object) -> bool:
     return isinstance(location, str) and _URL.match(location) is not None
 
 
+def place_name(location: Path | str) -> str:
+    """The last part of a path or URL: 'town.zarr' of https://host/scenes/town.zarr/; of a URL without parts, its host or bucket."""
+    if isinstance(location, Path):
+        return location.name
+    parts = urlsplit(location)
+    return unquote(parts.path.rstrip("/")).rpartition("/")[2] or parts.netloc
+
+
 def as_store_path(location: str | os.PathLike[str] | ObjectPath) -> StorePath:
     """Where a frame store lies: an ObjectPath for s3://bucket/flight.zarr and its like, a Path for all on this machine (file:// too).
 

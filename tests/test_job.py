@@ -35,6 +35,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"output": {"chunk_frames": True}}, "output.chunk_frames = True: true and false are no value", None),
     ({"output": {"store": 3}}, "output.store = 3: must be a path in quotes", None),
     ({"output": {"store": " "}}, "output.store is empty", "default"),
+    ({"cameras": {"file": "https://host/a.json"}}, "cameras.file = 'https://host/a.json': a URL, where a path is needed", "this machine"),
     ({"scene": {"appearance": [1]}}, "scene.appearance = [1]: must be a whole number or text in quotes", None),
     ({"scene": {"appearance": "dusk"}}, "sunset", None),
     ({"scene": {"appearance": -1}}, "rows are counted from 0", None),
@@ -268,3 +269,16 @@ def test_toml_values_come_back(value: Any) -> None:
 def test_scene_names(file: str, name: str) -> None:
     assert scene_name(Path("/x") / file) == name
     assert RenderJob(name=scene_name(Path(file))).name == name
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://host/scenes/town.zarr", "town-frames"),
+        ("s3://bucket/a%20b.zarr/", "a b-frames"),
+        ("memory://town.zarr", "town-frames"),
+        ("s3://bucket", "bucket"),
+    ],
+)
+def test_scene_names_of_urls(url: str, name: str) -> None:
+    assert scene_name(url) == name

@@ -11,6 +11,8 @@ from typing import Any
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob, job_from_dict, load_job
+from landmark_batch.object_path import place_name
+from landmark_batch.scene.location import SceneLocation
 from landmark_batch.workflows.bench_side import Ceilings, FrameCost, Side, SideSpec
 from landmark_batch.workflows.kernel_report import FrameTime, KernelReport, StageRow
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
@@ -22,8 +24,8 @@ WARM_UP = {"cpu": 1, "cuda": 3}
 Tell = Callable[[str], None]
 
 
-def bench_job(scene: Path | None, folder: Path, *, cameras: Path | None = None, settings: Sequence[str] = ()) -> RenderJob:
-    """The job that is measured. scene: a job file, a checkpoint (its own sampling; `cameras`, else an orbit), None = the small demo city.
+def bench_job(scene: SceneLocation | None, folder: Path, *, cameras: Path | None = None, settings: Sequence[str] = ()) -> RenderJob:
+    """The job that is measured. scene: a job file, a scene (its own sampling; `cameras`, else an orbit), None = the small demo city.
 
     settings: 'section.key=value'. folder: where the demo city goes. Raises ConfigError.
     """
@@ -32,9 +34,9 @@ def bench_job(scene: Path | None, folder: Path, *, cameras: Path | None = None, 
 
         return load_job(write_demo(folder / "demo").job, settings)
     texts = [*([f"cameras.file={str(cameras)!r}"] if cameras is not None else []), *settings]
-    if scene.suffix == ".toml":
+    if isinstance(scene, Path) and scene.suffix == ".toml":
         return load_job(scene, texts)
-    return job_from_dict({"name": scene.stem or "scene", "scene": {"checkpoint": scene}}, texts, source=str(scene))
+    return job_from_dict({"name": Path(place_name(scene)).stem or "scene", "scene": {"checkpoint": scene}}, texts, source=str(scene))
 
 
 def bench_kernels(

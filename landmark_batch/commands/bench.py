@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from landmark_batch.commands.common import json_option, say_json, say_table, say_written
+from landmark_batch.commands.common import json_option, path_type, say_json, say_table, say_written
+from landmark_batch.scene.location import as_location
 
 _PARTS = ("render", "start", "write", "export", "scheduling")
 
@@ -38,15 +39,15 @@ def command() -> None:
 
 
 @command.command("job")
-@click.argument("job_file", required=False, type=click.Path(path_type=Path), metavar="[JOB.toml]")
+@click.argument("job_file", required=False, type=path_type(), metavar="[JOB.toml]")
 @click.option("--frames", type=click.IntRange(1), help="Frames of the flight that are measured; default all, of the demo's 24.")
 @click.option("--part", "parts", type=click.Choice(_PARTS), multiple=True, help="What to measure; repeatable; default all.")
 @click.option("--simulated-frames", type=click.IntRange(16), default=2560, show_default=True, help="Of the scheduling part.")
 @click.option("--simulated-seconds", type=click.FloatRange(1e-4), default=0.01, show_default=True, help="That each of these takes.")
 @click.option("--simulated-chunk", type=click.IntRange(1), default=128, show_default=True, help="Of these in a chunk.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any value of the job file; repeatable.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep scene, stores and exports here; default: removed at the end.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
+@click.option("--folder", type=path_type(), help="Keep scene, stores and exports here; default: removed at the end.")
+@click.option("-o", "--output", type=path_type(), help="Write the figures to this JSON file too.")
 @json_option
 def job_command(
     job_file: Path | None,
@@ -96,8 +97,12 @@ def job_command(
 
 
 @command.command("kernels")
-@click.option("--scene", default="demo", help="A job file, a checkpoint, or demo (default): the small demo city, made for the bench.")
-@click.option("--cameras", type=click.Path(path_type=Path), help="Camera file; default the job's, or an orbit over a checkpoint's scene.")
+@click.option(
+    "--scene",
+    default="demo",
+    help="A job file, a checkpoint (or a block store's URL), or demo (default): the small demo city, made for the bench.",
+)
+@click.option("--cameras", type=path_type(), help="Camera file; default the job's, or an orbit over a checkpoint's scene.")
 @click.option("--device", help="auto, cuda or cpu.")
 @click.option("--runtime", help="auto, torch or fused; auto takes compiled kernels where there are any.")
 @click.option("--precision", help="fp32 or fp16, of planes and lines.")
@@ -106,7 +111,7 @@ def job_command(
 @click.option("--4k", "uhd", is_flag=True, help="3840×2160 alone.")
 @click.option("--frames", type=click.IntRange(1), help="Poses, evenly over the flight; default 12 on a GPU, 3 on a CPU.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any value of a job file; repeatable.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
+@click.option("-o", "--output", type=path_type(), help="Write the figures to this JSON file too.")
 @json_option
 def kernels_command(
     scene: str,
@@ -134,7 +139,7 @@ def kernels_command(
     given = {"parallel.device": device, "model.runtime": runtime, "model.precision": precision}
     texts = [*settings, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     with tempfile.TemporaryDirectory(prefix="landmark-batch-bench-") as folder:
-        job = bench_job(None if scene == "demo" else Path(scene), Path(folder), cameras=cameras, settings=texts)
+        job = bench_job(None if scene == "demo" else as_location(scene), Path(folder), cameras=cameras, settings=texts)
         report = bench_kernels(job, sizes=sizes, frames=frames, tell=_tell)
     written = [report.save(output)] if output is not None else []
     if as_json:
@@ -153,8 +158,8 @@ def kernels_command(
 @click.option("--frames", type=click.IntRange(2), default=8, show_default=True, help="Pictures of each kind.")
 @click.option("--threads", type=click.IntRange(1), help="Of image export and of encoders; default one a core, at most 16.")
 @click.option("--codec", "codecs", multiple=True, help="Of a film; repeatable; default what this machine can run of the usual ones.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep stores and exports here; default: removed at the end.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
+@click.option("--folder", type=path_type(), help="Keep stores and exports here; default: removed at the end.")
+@click.option("-o", "--output", type=path_type(), help="Write the figures to this JSON file too.")
 @json_option
 def export_command(
     width: int,
@@ -189,10 +194,10 @@ def export_command(
 
 
 @command.command("fetching")
-@click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
+@click.argument("job_file", type=path_type(), metavar="JOB.toml")
 @click.option("--frames", type=click.IntRange(1), help="Frames of the flight that are rendered, from its first; default all.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Any value of the job file; repeatable.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file too.")
+@click.option("-o", "--output", type=path_type(), help="Write the figures to this JSON file too.")
 @json_option
 def fetching_command(job_file: Path, frames: int | None, settings: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Render JOB.toml's flight with its fetching, and again with the whole scene: frames a second, bytes, waits, memory.

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from landmark_batch.commands.common import count_of, human_time, refuse_existing, say_written
+from landmark_batch.commands.common import count_of, human_time, path_type, refuse_existing, say_written
 from landmark_batch.errors import ConfigError
+from landmark_batch.scene.location import SceneLocation
 
 if TYPE_CHECKING:
     from landmark_batch.cameras.flight import Flight
 
 F = TypeVar("F", bound=Callable[..., Any])
-_FILE = click.Path(path_type=Path)
+_FILE = path_type()
 
 
 def _file_options(function: F) -> F:
@@ -27,7 +28,7 @@ def _file_options(function: F) -> F:
 def _lens_options(function: F) -> F:
     for option in reversed(
         (
-            click.argument("checkpoint", type=_FILE, required=False),
+            click.argument("checkpoint", type=path_type(urls=True), required=False),
             click.option("--aabb", help="The scene's box in place of a checkpoint: x0,y0,z0,x1,y1,z1."),
             click.option("--width", type=int, default=1920, show_default=True, help="Pixels."),
             click.option("--height", type=int, default=1080, show_default=True, help="Pixels."),
@@ -81,7 +82,7 @@ def interpolate(file: Path, output: Path, force: bool, transform: Path | None, w
 @click.option("--seconds", type=float, help="Length; default 20 seconds a turn.")
 @click.option("--frames", type=int, help="Number of frames in place of seconds.")
 @click.option("--fps", type=float, help="Frames a second; default 24.")
-def orbit(checkpoint: Path | None, aabb: str | None, output: Path, force: bool, centre: str | None, **path: Any) -> None:
+def orbit(checkpoint: SceneLocation | None, aabb: str | None, output: Path, force: bool, centre: str | None, **path: Any) -> None:
     """Circles around the middle of a scene, looking inwards."""
     from landmark_batch.cameras.check import check_flight
     from landmark_batch.cameras.paths import orbit_flight
@@ -110,7 +111,7 @@ def orbit(checkpoint: Path | None, aabb: str | None, output: Path, force: bool, 
 @click.option("--heading", type=float, default=0.0, show_default=True, help="Direction of the first line; 0 = +x, towards +y.")
 @click.option("--turns", type=click.Choice(["arc", "jump"]), default="arc", show_default=True, help="Between the lines.")
 @click.option("--margin", type=float, default=0.0, show_default=True, help="Widens the covered floor on every side.")
-def survey(checkpoint: Path | None, aabb: str | None, output: Path, force: bool, **path: Any) -> None:
+def survey(checkpoint: SceneLocation | None, aabb: str | None, output: Path, force: bool, **path: Any) -> None:
     """Lawn-mower lines over the box of a scene, as a survey drone flies them."""
     from landmark_batch.cameras.check import check_flight
     from landmark_batch.cameras.survey import survey_flight
@@ -123,7 +124,7 @@ def survey(checkpoint: Path | None, aabb: str | None, output: Path, force: bool,
     _write(flight, output)
 
 
-def _box(checkpoint: Path | None, aabb: str | None) -> tuple[Any, tuple[float, float] | None]:
+def _box(checkpoint: SceneLocation | None, aabb: str | None) -> tuple[Any, tuple[float, float] | None]:
     """Box and near/far of the checkpoint, or the box of --aabb."""
     if (checkpoint is None) == (aabb is None):
         raise ConfigError("a scene's box is needed", remedy="name a checkpoint, or give --aabb x0,y0,z0,x1,y1,z1")

@@ -12,8 +12,29 @@ import click
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.object_path import ObjectPath, StorePath
+from landmark_batch.scene.location import SceneLocation, as_location
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+
+
+def path_type(*, urls: bool = False, file_okay: bool = True) -> Any:
+    """The type of arguments and options that name a file or folder: a Path, of file:// too.
+
+    urls: any other URL is given as it is (a scene's); else it is refused, for a Path of it would name something odd on this machine.
+    """
+    plain = click.Path(path_type=Path, file_okay=file_okay)
+
+    def convert(text: str) -> SceneLocation:
+        place = as_location(text)
+        if isinstance(place, Path):
+            return Path(plain.convert(place, None, None))
+        if not urls:
+            raise ConfigError(f"{text}: a URL, where a path is needed", remedy="name a file or folder on this machine")
+        return place
+
+    kind = click.types.FuncParamType(convert)
+    kind.name = "path"
+    return kind
 
 
 def human_bytes(count: float) -> str:

@@ -7,15 +7,15 @@ from typing import Literal
 
 import click
 
-from landmark_batch.commands.common import count_of, human_bytes, say_written, shown_path
+from landmark_batch.commands.common import count_of, human_bytes, path_type, say_written, shown_path
 from landmark_batch.commands.info import parse_division
 from landmark_batch.commands.progress import shared
 from landmark_batch.errors import ConfigError
 
 
 @click.command("convert")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=path_type())
+@click.argument("store", type=path_type())
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of planes and lines.")
 @click.option("--blocks", help="Cut a sequential scene into so many blocks along x and y; default by 512 texels of a side.")
 @click.option("--plane-division", help="Blocks along x and y of a merged scene; default the checkpoint's own.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from landmark_batch.commands.common import human_bytes, say_written, shown_path, size_on_disk
+from landmark_batch.commands.common import human_bytes, path_type, say_written, shown_path, size_on_disk
 from landmark_batch.commands.info import parse_division
 from landmark_batch.commands.job_source import JobRequest, going_on
 from landmark_batch.commands.progress import shared
@@ -17,7 +17,7 @@ _FILES = ("transforms.json", "city.toml")
 
 
 @click.command("demo")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=path_type())
 @click.option("--blocks", help="Blocks along x and y; default 2x2.")
 @click.option("--size", type=click.Choice(["small", "city"]), help="small (default): for a CPU; city: a real scene's sizes.")
 @click.option("--seed", type=int, help="Another seed, another city; default 0.")

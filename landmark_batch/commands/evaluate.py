@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from landmark_batch.chunks import format_frame_ranges
-from landmark_batch.commands.common import count_of, json_option, say_json, say_table, say_written
+from landmark_batch.commands.common import count_of, json_option, path_type, say_json, say_table, say_written
 from landmark_batch.commands.progress import counted
 from landmark_batch.object_path import StorePath, as_store_path
 
-_PATH = click.Path(path_type=Path)
+_PATH = path_type()
 
 
 @click.command("evaluate")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from landmark_batch.commands.common import count_of, human_time, json_option, say_json, say_written
+from landmark_batch.commands.common import count_of, human_time, json_option, path_type, say_json, say_written
 from landmark_batch.commands.progress import counted
 from landmark_batch.object_path import StorePath, as_store_path
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from landmark_batch.frames.export_images import ImageReport
     from landmark_batch.frames.export_video import VideoReport
 
-_PATH = click.Path(path_type=Path)
+_PATH = path_type()
 
 
 @click.group("export")

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import click
 
-from landmark_batch.commands.common import shown_path
+from landmark_batch.commands.common import path_type, shown_path
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob, job_from_dict, load_job
 from landmark_batch.job_template import scene_name, toml_value
 from landmark_batch.landmark_options import COMMAND_LINE, Value, split_argv
 from landmark_batch.object_path import as_store_path
+from landmark_batch.scene.location import SceneLocation
 
 F = TypeVar("F", bound=Callable[..., Any])
 _KEPT = "landmark_batch.landmark_options"
@@ -59,7 +60,7 @@ def job_options(function: F) -> F:
     """The argument and the flags of every command about a job; `read_job` takes them."""
     for option in reversed(
         (
-            click.argument("source", required=False, type=click.Path(path_type=Path), metavar="[JOB.toml|CHECKPOINT]"),
+            click.argument("source", required=False, type=path_type(urls=True), metavar="[JOB.toml|CHECKPOINT]"),
             click.option(
                 "-o",
                 "--output",
@@ -67,7 +68,7 @@ def job_options(function: F) -> F:
                 metavar="PATH|URL",
                 help="The store: a path, or a URL of s3://, gs:// or az://; names of exports follow it.",
             ),
-            click.option("--cameras", type=click.Path(path_type=Path), help="Camera file in place of the job's."),
+            click.option("--cameras", type=path_type(), help="Camera file in place of the job's."),
             click.option("--frames", help="Frames to render: 0-239, 0-239x10, 3,5-10."),
             click.option("--width", type=int, help="Pixels; the focal is scaled along."),
             click.option("--height", type=int, help="Pixels; the focal is scaled along."),
@@ -89,7 +90,7 @@ def job_options(function: F) -> F:
 
 def read_job(ctx: click.Context, flags: Mapping[str, Any]) -> JobRequest:
     """flags: the values of `job_options`, popped by name. Raises ConfigError, CheckpointError, CameraError."""
-    source: Path | None = flags["source"]
+    source: SceneLocation | None = flags["source"]
     landmark: Mapping[str, Value] = ctx.meta.get(_KEPT, {})
     overrides = [*_overrides(flags), *flags["settings"]]
     if landmark:
@@ -99,12 +100,14 @@ def read_job(ctx: click.Context, flags: Mapping[str, Any]) -> JobRequest:
             f"{ctx.command_path}: no job",
             remedy="name a job file, or a checkpoint with --cameras FILE; `landmark-batch new` writes a job file",
         )
-    if _is_checkpoint(source):
-        return JobRequest(_checkpoint_job(source, flags["cameras"], overrides))
-    return JobRequest(load_job(source, overrides))
+    if isinstance(source, Path) and not _is_checkpoint(source):
+        return JobRequest(load_job(source, overrides))
+    return JobRequest(_checkpoint_job(source, flags["cameras"], overrides))
 
 
-def _landmark_job(source: Path | None, landmark: Mapping[str, Value], flags: Mapping[str, Any], overrides: list[str]) -> JobRequest:
+def _landmark_job(
+    source: SceneLocation | None, landmark: Mapping[str, Value], flags: Mapping[str, Any], overrides: list[str]
+) -> JobRequest:
     from landmark_batch.compat import job_from_landmark
 
     if source is not None:
@@ -119,7 +122,9 @@ def _landmark_job(source: Path | None, landmark: Mapping[str, Value], flags: Map
     return JobRequest(job, export_images=found.export_images, stage_times=found.stage_times, timeline=found.timeline)
 
 
-def _checkpoint_job(checkpoint: Path, cameras: Path | None, overrides: list[str]) -> RenderJob:
+def _checkpoint_job(checkpoint: SceneLocation, cameras: Path | None, overrides: list[str]) -> RenderJob:
+    if isinstance(checkpoint, str) and checkpoint.lower().endswith(".toml"):
+        raise ConfigError(f"{checkpoint}: a job file is read from this machine alone", remedy="download it, and name the copy")
     if cameras is None:
         raise ConfigError(f"{checkpoint} is a checkpoint and says nothing of cameras", remedy="add --cameras FILE")
     values: dict[str, Any] = checkpoint_values(checkpoint)[0]
@@ -128,7 +133,9 @@ def _checkpoint_job(checkpoint: Path, cameras: Path | None, overrides: list[str]
     return job_from_dict(values, overrides, source=str(checkpoint))
 
 
-def checkpoint_values(checkpoint: Path, plane_division: tuple[int, int] | None = None) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def checkpoint_values(
+    checkpoint: SceneLocation, plane_division: tuple[int, int] | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """(section -> key -> value, 'section.key' -> remark): what a checkpoint's own training settings say of how to render it.
 
     Raises CheckpointError.

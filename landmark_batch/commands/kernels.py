@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import platformdirs
 
-from landmark_batch.commands.common import human_bytes, human_time, json_option, say_json, say_table
+from landmark_batch.commands.common import human_bytes, human_time, json_option, path_type, say_json, say_table
 from landmark_batch.errors import KernelBuildError, StoreError
 
 
@@ -36,9 +36,7 @@ def command() -> None:
     multiple=True,
     help="GPU architecture, as 80, 90a or 100; repeatable. Default: of the visible GPUs, else all.",
 )
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path, file_okay=False), help="Copy the libraries there too, for machines that cannot build."
-)
+@click.option("--output", "-o", type=path_type(file_okay=False), help="Copy the libraries there too, for machines that cannot build.")
 @click.option("--force", is_flag=True, help="Build even what is there.")
 @json_option
 def build_command(devices: tuple[str, ...], architectures: tuple[str, ...], output: Path | None, force: bool, as_json: bool) -> None:

@@ -7,24 +7,26 @@ from pathlib import Path
 
 import click
 
-from landmark_batch.commands.common import count_of, refuse_existing, say_written, shown_path
+from landmark_batch.commands.common import count_of, path_type, refuse_existing, say_written, shown_path
 from landmark_batch.commands.info import parse_division
 from landmark_batch.commands.job_source import checkpoint_values
 from landmark_batch.errors import ConfigError
 from landmark_batch.job_template import job_text, scene_name
+from landmark_batch.object_path import place_name
+from landmark_batch.scene.location import SceneLocation
 
 
 @click.command("new")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--cameras", type=click.Path(path_type=Path), help="transforms.json or camera_path.json.")
-@click.option("--transform", type=click.Path(path_type=Path), help="dataparser_transforms.json, for a camera_path.json.")
+@click.argument("checkpoint", type=path_type(urls=True))
+@click.option("--cameras", type=path_type(), help="transforms.json or camera_path.json.")
+@click.option("--transform", type=path_type(), help="dataparser_transforms.json, for a camera_path.json.")
 @click.option("--plane-division", help="Blocks along x and y, as 2x3; default the checkpoint's own.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The job file; default NAME.toml in the working directory.")
+@click.option("-o", "--output", type=path_type(), help="The job file; default NAME.toml in the working directory.")
 @click.option("--force", is_flag=True, help="Replace the job file if it exists.")
 def command(
-    checkpoint: Path, cameras: Path | None, transform: Path | None, plane_division: str | None, output: Path | None, force: bool
+    checkpoint: SceneLocation, cameras: Path | None, transform: Path | None, plane_division: str | None, output: Path | None, force: bool
 ) -> None:
-    """Write a commented job file for CHECKPOINT, with all keys, their units and their defaults."""
+    """Write a commented job file for CHECKPOINT (a block store's URL too), with all keys, their units and their defaults."""
     from landmark_batch.cameras.check import check_flight
     from landmark_batch.cameras.formats import load_flight
     from landmark_batch.job import load_job
@@ -49,7 +51,7 @@ def command(
         values["cameras"]["transform"] = _relative(transform, folder)
     name = path.name.removesuffix(".toml")
     remarks["cameras.file"] = f"{count_of(len(flight), 'frame')} of {flight.width}x{flight.height}"
-    text = job_text(values, name=name, title=f"A flight over {checkpoint.name}", file=path.name, remarks=remarks)
+    text = job_text(values, name=name, title=f"A flight over {place_name(checkpoint)}", file=path.name, remarks=remarks)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -61,5 +63,8 @@ def command(
     click.echo(f"next: landmark-batch preview {shown_path(path)}, or landmark-batch render {shown_path(path)}")
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _relative(path: SceneLocation, folder: Path) -> str:
+    """A path as seen from the job file's folder; a URL as it is."""
+    if isinstance(path, str):
+        return path
     return Path(os.path.relpath(path.expanduser().absolute(), folder)).as_posix()

@@ -13,7 +13,7 @@ import click
 
 from landmark_batch.commands import logs
 from landmark_batch.commands.allocation import ask_slurm, run_in_slurm
-from landmark_batch.commands.common import count_of, human_bytes, human_time, say_table, say_written
+from landmark_batch.commands.common import count_of, human_bytes, human_time, path_type, say_table, say_written
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.job_source import JobCommand, JobRequest, going_on, job_options, read_job
 from landmark_batch.commands.progress import ProgressSink
@@ -40,7 +40,7 @@ _SCHEDULER_FIRST = "start `landmark-batch scheduler` and `landmark-batch worker`
 @click.option("--overwrite", is_flag=True, help="Render every frame again.")
 @click.option("--join", is_flag=True, help="Share the store with other processes that render the same job.")
 @click.option("--scheduler", help="Address of a running Dask scheduler, in place of worker processes here.")
-@click.option("--cluster", "slurm", type=click.Path(path_type=Path), help="Ask SLURM for workers, as this file (slurm.toml) says.")
+@click.option("--cluster", "slurm", type=path_type(), help="Ask SLURM for workers, as this file (slurm.toml) says.")
 @click.option("--detach", is_flag=True, help="With --scheduler: return when the job has begun; `attach` watches it.")
 @tls_options
 @click.option("--png", is_flag=True, help="Export images as chunks finish, as the job's [images] says.")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import getpass
 import shlex
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from landmark_batch.commands.common import path_type
 from landmark_batch.commands.tls_options import read_tls, tls_options
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @click.option("--dashboard-host", default="127.0.0.1", show_default=True, help="Address the page listens on; it asks for no password.")
 @click.option("--dashboard-port", type=click.IntRange(0, 65535), default=8787, show_default=True)
 @tls_options
-@click.option("--scheduler-file", type=click.Path(path_type=Path), help="Write the address there, for --scheduler-file of workers.")
-@click.option("--log", type=click.Path(path_type=Path), help="File for what the jobs' drivers print; default this terminal.")
+@click.option("--scheduler-file", type=path_type(), help="Write the address there, for --scheduler-file of workers.")
+@click.option("--log", type=path_type(), help="File for what the jobs' drivers print; default this terminal.")
 def command(**flags: Any) -> None:
     """Run a scheduler that render jobs and workers of several hosts meet at, until Ctrl-C.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from landmark_batch.commands.common import path_type
 
 if TYPE_CHECKING:
     from landmark_batch.workflows.security import TlsCredentials
@@ -18,9 +19,9 @@ def tls_options(function: F) -> F:
     """The three options; `read_tls` takes their values."""
     for option in reversed(
         (
-            click.option("--tls-ca-file", type=click.Path(path_type=Path), help="Authority that signed the cluster's certificates (PEM)."),
-            click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate of this process (PEM)."),
-            click.option("--tls-key", type=click.Path(path_type=Path), help="Its key (PEM)."),
+            click.option("--tls-ca-file", type=path_type(), help="Authority that signed the cluster's certificates (PEM)."),
+            click.option("--tls-cert", type=path_type(), help="Certificate of this process (PEM)."),
+            click.option("--tls-key", type=path_type(), help="Its key (PEM)."),
         )
     ):
         function = option(function)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from landmark_batch.commands.common import path_type
 from landmark_batch.commands.tls_options import read_tls, tls_options
 from landmark_batch.errors import ConfigError
 
@@ -20,8 +21,8 @@ from landmark_batch.errors import ConfigError
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
 @click.option("--name", help="What the names of the workers begin with; default the host's name.")
 @tls_options
-@click.option("--scheduler-file", type=click.Path(path_type=Path), help="Read the address from this file of the scheduler's.")
-@click.option("--log", type=click.Path(path_type=Path), help="File for what the workers print; default this terminal.")
+@click.option("--scheduler-file", type=path_type(), help="Read the address from this file of the scheduler's.")
+@click.option("--log", type=path_type(), help="File for what the workers print; default this terminal.")
 @click.option("--patience", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds to wait for a scheduler.")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=600.0, show_default=True, help="For chunks in hand, on SIGTERM.")
 @click.pass_context
