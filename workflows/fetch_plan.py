@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from landmark_batch.chunks import split_frames
 from landmark_batch.errors import ConfigError
+from landmark_batch.fetching.block_sets import block_sets
+from landmark_batch.fetching.regions import Region
 from landmark_batch.workflows.fetch_report import FetchReport, describe_fetching
 from landmark_batch.workflows.itinerary import RAY_COST, route_chunks
 from landmark_batch.workflows.render_plan import RenderPlan
+from landmark_batch.workflows.request import RenderRequest, checkpoint_of
 
 LANDMARK_SLOTS = 9  # LandMark's neighbour_size where nothing is said
+CUT_FRAMES = 2000  # crowded ones that are cut into regions for a report, some milliseconds each
 
 
 def fetch_report(plan: RenderPlan) -> FetchReport:
@@ -45,5 +51,35 @@ def fetch_report(plan: RenderPlan) -> FetchReport:
     if request.job.output.order in ("time", "coarse-to-fine"):
         route = route_chunks(request, parts, groups)
         if route.order is not None:
-            return replace(report, order=route.order, chunks=len(route.chunks))
-    return report
+            chunks = [chunk.frames for chunk in route.chunks]
+            report = replace(report, order=route.order, chunks=len(chunks), loads=route.order.loads, demand=route.order.demand)
+    return _by_regions(request, report, chunks)
+
+
+def _by_regions(request: RenderRequest, report: FetchReport, chunks: Sequence[Sequence[int]]) -> FetchReport:
+    """The report with crowded frames counted as they are rendered. chunks: those that the order is of."""
+    parallel = request.job.parallel
+    if not report.order.passes or parallel.tensor_parallel * parallel.data_parallel > 1:  # groups render them in passes alone
+        return report
+    from landmark_batch.fetching.crowded import crowded_loads, frame_regions
+    from landmark_batch.fetching.visibility import FrustumBlocks
+    from landmark_batch.model.fused import TILE
+    from landmark_batch.model.settings import resolve_settings
+    from landmark_batch.model.tiles import tile_side
+    from landmark_batch.scene.store import BlockStore
+    from landmark_batch.workflows.worker import kernel_source
+
+    assert request.blocks is not None
+    store, flight, slots = BlockStore.open(checkpoint_of(request.job)), request.flight, report.slots
+    settings = resolve_settings(request.job, store.config, device=request.device, kernels=kernel_source())
+    frustum = FrustumBlocks(store.config, settings, store.mask(), store.division)
+    fused = settings.runtime == "fused" and request.device == "cuda"
+    unit = TILE if fused else tile_side(settings.samples, request.device)
+
+    def regions(frame: int) -> list[Region]:
+        return frame_regions(frustum, flight.c2w[frame], flight.intrinsics[frame].tolist(), flight.width, flight.height, unit, slots)
+
+    order = report.order.order.tolist()
+    ranges = [[frame for i in order[low:high] for frame in chunks[i]] for low, high in pairwise(report.order.cuts)]
+    found = crowded_loads(block_sets(request.blocks.seen), ranges, regions, slots, most=CUT_FRAMES)
+    return replace(report, loads=found.loads, demand=found.demand, sampled=found.sampled)

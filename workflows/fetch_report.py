@@ -29,7 +29,9 @@ class FetchReport:
 
     order: chosen for the chunks, with each group's plan. frames, chunks: to render. blocks_mean, blocks_max: of a frame.
     working_set: different blocks that the frames need, of scene_blocks. slots: of each group. block_bytes: of a slot.
-    window: LandMark's reactive window over the same frames in flight order, by one group.
+    window: LandMark's reactive window over the same frames in flight order, by one group. loads, demand: blocks moved by all groups
+    together in that order, and by exact demand fetching; unlike the order's own, by regions of crowded frames where these are rendered
+    so. sampled: both are estimates from stretches of the flight.
     """
 
     order: ChunkOrder
@@ -43,6 +45,9 @@ class FetchReport:
     slots: int
     block_bytes: int
     window: WindowTraffic
+    loads: int
+    demand: int
+    sampled: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; bytes and loads are those of all groups together."""
@@ -61,10 +66,11 @@ class FetchReport:
             "order": order.name,
             "orders": dict(order.candidates),
             "frames_in_passes": order.passes,
-            "loads": order.loads,
-            "bytes": order.loads * self.block_bytes,
-            "demand_loads": order.demand,
-            "demand_bytes": order.demand * self.block_bytes,
+            "loads": self.loads,
+            "bytes": self.loads * self.block_bytes,
+            "demand_loads": self.demand,
+            "demand_bytes": self.demand * self.block_bytes,
+            "sampled": self.sampled,
             "landmark": {
                 "window": list(window.window),
                 "slots": window.slots,
@@ -79,7 +85,7 @@ class FetchReport:
 
     def describe(self) -> str:
         """A table for people, a few aligned lines."""
-        order, window = self.order, self.window
+        order, window, about = self.order, self.window, "about " if self.sampled else ""
         each = f" in each of {self.groups} groups" if self.groups > 1 else ""
         rows = [
             ("blocks", f"{self.blocks_mean:.1f} a frame on average, {self.blocks_max} at most"),
@@ -87,14 +93,14 @@ class FetchReport:
             ("slots", f"{self.slots}{each}, {_bytes(self.slots * self.block_bytes)}"),
             *([("crowded", self._describe_crowded())] if order.passes else []),
             ("order", self._describe_order()),
-            ("moved", self._moved(order.loads)),
-            ("demand", f"{self._moved(order.demand)}: each block when its frame comes, in flight order"),
+            ("moved", about + self._moved(self.loads)),
+            ("demand", f"{about}{self._moved(self.demand)}: each block when its frame comes, in flight order"),
             ("LandMark", f"{self._moved(window.loads)}: {self._describe_window()}"),
         ]
         return "\n".join(["fetching", *(f"  {name:9} {text}" for name, text in rows)])
 
     def _moved(self, loads: int) -> str:
-        times = f", {loads / self.order.loads:.2f} x" if self.order.loads and loads != self.order.loads else ""
+        times = f", {loads / self.loads:.2f} x" if self.loads and loads != self.loads else ""
         return f"{loads} block{'s' * (loads != 1)}, {_bytes(loads * self.block_bytes)}{times}"
 
     def _describe_crowded(self) -> str:
@@ -107,7 +113,8 @@ class FetchReport:
         if self.order.name == FLIGHT:
             return f"{FLIGHT}: no other moves fewer ({', '.join(f'{name} {loads}' for name, loads in found.items())})"
         others = ", ".join(f"{name} {loads}" for name, loads in found.items() if name != self.order.name)
-        return f"{self.order.name}: {found[self.order.name]} blocks ({others})"
+        whole = "; crowded frames counted whole" if self.order.passes else ""
+        return f"{self.order.name}: {found[self.order.name]} blocks ({others}{whole})"
 
     def _describe_window(self) -> str:
         window = self.window
@@ -146,8 +153,9 @@ def describe_fetching(
     counts = wanted.counts
     centres = np.asarray([places[list(chunk)].mean(axis=0) for chunk in chunks]).reshape(-1, 2)
     cost = [float(needs.samples[list(chunk)].sum()) for chunk in chunks] if costs is None else costs
+    order = order_chunks(sets, chunks, centres, cost, slots, groups)
     return FetchReport(
-        order=order_chunks(sets, chunks, centres, cost, slots, groups),
+        order=order,
         frames=len(rows),
         chunks=len(chunks),
         groups=groups,
@@ -158,6 +166,8 @@ def describe_fetching(
         slots=slots,
         block_bytes=block_bytes,
         window=window_traffic(wanted, places[rows], division, isqrt(slots), needs.samples[rows]),
+        loads=order.loads,
+        demand=order.demand,
     )
 
 

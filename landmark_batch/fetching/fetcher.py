@@ -20,9 +20,9 @@ from landmark_batch.scene.store import BlockStore
 
 from .block_sets import AnySets
 from .cache import PLAN_FRAMES, BlockCache
-from .cells import cell_blocks
 from .choice import FetchChoice
-from .regions import Region, cell_edges, cut_frame, in_turn
+from .crowded import frame_regions
+from .regions import Region, in_turn
 from .route import Route
 from .shared_reads import SharedReads
 from .slots import SlotTables
@@ -116,11 +116,9 @@ class Fetcher:
         blocks: what the whole frame needs. unit: columns and rows of pixels, of which regions are multiples. A frame that was looked at
         is one region, since what its parts were foreseen to need was not all.
         """
-        columns, rows = cell_edges(width, unit[0]), cell_edges(height, unit[1])
         found = [Region(0, 0, width, height, tuple(blocks))]
-        if not self._looked and len(columns) + len(rows) > 4:
-            cells = cell_blocks(self._frustum, c2w, intrinsics, columns, rows)
-            found = in_turn(cut_frame(cells, columns, rows, self.capacity), self.capacity, self._last)
+        if not self._looked and (parts := frame_regions(self._frustum, c2w, intrinsics, width, height, unit, self.capacity)):
+            found = in_turn(parts, self.capacity, self._last)
         sets: list[Sequence[int]] = [region.blocks for region in found]
         if self._route is not None and self._place is not None:
             position, end = self._place

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from landmark_batch.fetching import fetcher, regions
+from landmark_batch.fetching import crowded, regions
 from landmark_batch.fetching.flight_blocks import FlightBlocks
 from landmark_batch.fetching.regions import Region
 from landmark_batch.fetching.renderer import region_order
@@ -132,7 +132,7 @@ def test_a_region_that_meets_a_block_that_was_not_foreseen(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The frame goes through passes with what is really touched, now and when it comes again."""
-    monkeypatch.setattr(fetcher, "cell_blocks", lambda *_: np.zeros((3, 4, 6), dtype=np.bool_))
+    monkeypatch.setattr(crowded, "cell_blocks", lambda *_: np.zeros((3, 4, 6), dtype=np.bool_))
     store = BlockStore.open(stored[2])
     settings = make_settings(store)
     whole = frame(Renderer(load_scene(stored[2]), settings, "cpu", threads=1), 0)

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from landmark_batch.fetching.block_sets import block_sets
+from landmark_batch.workflows.fetch_plan import fetch_report
 from landmark_batch.workflows.fetch_report import FetchReport, describe_fetching
+from landmark_batch.workflows.plan import make_plan
+from landmark_batch.workflows.render import run_render
+from tests.workflows.block_jobs import SLOTS, block_job, write_flight, write_town
 
 BOX = ((-4.0, -3.0, 0.0), (4.0, 3.0, 1.0))  # 4 x 3 blocks of side 2
 
@@ -62,6 +67,24 @@ def test_frames_in_passes_are_counted() -> None:
     assert found.order.passes == 16
     assert "16 of 16 frames need more blocks than there are slots" in found.describe()
     assert found.as_dict()["frames_in_passes"] == 16
+    assert "crowded frames counted whole" in found.describe()
+    assert "moved     about 32 blocks" in replace(found, loads=32, sampled=True).describe()
+
+
+@pytest.mark.usefixtures("inline")
+def test_crowded_frames_are_counted_as_they_are_rendered(tmp_path: Path) -> None:
+    """A frame sees all six blocks: region by region, it needs less than in passes; too small to be cut, it goes through passes whole."""
+    write_town(tmp_path)
+    words = (*SLOTS, "cameras.frames=20-25", "parallel.workers=1", "fetching.gpu_blocks=5", "sampling.samples=96")
+    job = block_job(
+        tmp_path / "town.zarr", write_flight(tmp_path), tmp_path / "frames.zarr", *words, "cameras.width=192", "cameras.height=128"
+    )
+    found = fetch_report(make_plan(job))
+    assert (found.order.passes, found.order.loads, found.loads, found.sampled) == (1, 7, 6, False)
+    assert run_render(job).counters["fetch_loads"] == 6
+    small = fetch_report(make_plan(block_job(tmp_path / "town.zarr", tmp_path / "flight.json", tmp_path / "small.zarr", *words)))
+    assert small.order.passes == 1
+    assert small.loads == small.order.loads
 
 
 def test_nothing_to_render_moves_nothing() -> None:
