@@ -14,6 +14,7 @@ from landmark_batch.job import job_from_dict, load_job
 from landmark_batch.scene import city_scene, demo
 from landmark_batch.scene.store import BlockStore, is_block_store
 from tests.commands.conftest import Outcome, Run
+from tests.ports import free_port
 
 
 def refused(run: Run, *words: str, message: str) -> None:
@@ -69,7 +70,7 @@ def test_what_convert_refuses(park: Path, run: Run) -> None:
     refused(run, "convert", "park.th", "other.zarr", "--threads", "0", message="--threads 0")
     refused(run, "convert", "park.th", "other.zarr", "--edit", "new", message="missing")
     refused(run, "convert", "park.th", "other.zarr", "--plane-division", "2x2", message="plane_division")
-    refused(run, "info", "http://127.0.0.1:9/\x00", message="cannot read it")
+    refused(run, "info", f"http://127.0.0.1:{free_port()}/\x00", message="cannot read it")
     assert sorted(item.name for item in park.parent.glob("*.zarr")) == ["scene.zarr"]
     assert run("convert", "park.th", "scene.zarr", "--force").code == 0
 

@@ -30,6 +30,7 @@ from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
 from landmark_batch.object_path import ObjectPath, as_store_path
 from tests.object_server import ObjectServer, environment
+from tests.ports import free_port
 
 from .processes import count_steps, die_at, run
 from .store_kit import assert_is, commit, make_flight, make_settings, make_spec, pick, pixels_of, render
@@ -408,7 +409,7 @@ def test_refusals_name_the_url_and_what_to_do(object_server: ObjectServer, bucke
         with pytest.raises(StoreError, match=f"{closed}/city.zarr.*access is refused") as refused:
             FrameStore.open(f"{closed}/city.zarr")
         assert "AWS_ACCESS_KEY_ID" in str(refused.value) and refused.value.exit_code == 2
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(StoreError, match="check the connection"):
         FrameStore.open("s3://unreachable/city.zarr")
 

@@ -22,6 +22,7 @@ from landmark_batch.scene.convert import convert_scene
 from landmark_batch.scene.identity import scene_digest
 from landmark_batch.scene.info import describe_scene
 from landmark_batch.scene.store import BlockStore, is_block_store
+from tests.ports import free_port
 from tests.scene.conftest import assert_same_weights
 
 KEY = "app_plane/1/c.3.0.0.0"
@@ -228,7 +229,7 @@ def test_reads_that_go_on_failing_are_an_error(served: tuple[str, Faults]) -> No
 
 def test_a_server_that_is_gone(store: Path) -> None:
     with pytest.raises(StoreError, match=r"zarr\.json: cannot read it: .*2 attempts"):
-        BlockStore.open("http://127.0.0.1:9/town.zarr", attempts=2, delay=0.001)
+        BlockStore.open(f"http://127.0.0.1:{free_port()}/town.zarr", attempts=2, delay=0.001)
 
 
 def test_other_urls(store: Path, merged: Path) -> None:
