@@ -30,6 +30,23 @@ def reference_dir() -> Path:
     return path
 
 
+def _kept(config: pytest.Config) -> Path | None:
+    """Folder for kernels in pytest's cache; None with -p no:cacheprovider."""
+    cache = getattr(config, "cache", None)
+    return Path(cache.mkdir("landmark-kernels")) if cache is not None else None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile the kernels that tests are to find before any test's time runs: a slow machine takes minutes."""
+    folder = _kept(session.config)
+    if folder is None or session.config.option.collectonly:
+        return
+    if any("libraries" in getattr(item, "fixturenames", ()) for item in session.items):
+        from landmark_batch.kernels import build
+
+        build.build("cpu", cache_dir=folder)  # where that fails, `libraries` says why
+
+
 @pytest.fixture(scope="session")
 def libraries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the compiled CPU kernels, built once and kept in pytest's cache; skips where there is no compiler, never on a failed
@@ -42,9 +59,7 @@ def libraries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         find_toolchain("cpu")
     except ToolchainError as error:
         pytest.skip(str(error))
-    kept = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
-    folder = Path(kept.mkdir("landmark-kernels")) if kept is not None else tmp_path_factory.getbasetemp() / "kernels"
-    found = build.build("cpu", cache_dir=folder)
+    found = build.build("cpu", cache_dir=_kept(request.config) or tmp_path_factory.getbasetemp() / "kernels")
     assert found.usable and found.path is not None, found.reason
     return found.path.parent
 
@@ -52,11 +67,11 @@ def libraries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session", autouse=True)
 def _shared_builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The cache folder that tests give to commands and workers keeps its kernels in pytest's cache: compiled once a machine."""
-    kept = getattr(request.config, "cache", None)
+    kept = _kept(request.config)
     if kept is not None:
         folder = tmp_path_factory.getbasetemp() / "cache" / "landmark-batch"
         folder.mkdir(parents=True)
-        builds = Path(kept.mkdir("landmark-kernels")) / "kernels"
+        builds = kept / "kernels"
         builds.mkdir(exist_ok=True)
         (folder / "kernels").symlink_to(builds, target_is_directory=True)
 
