@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from landmark_batch.errors import ConfigError, FramesDifferError, StaleWriterError, StoreBusyError, StoreError
+from landmark_batch.errors import FramesDifferError, StaleWriterError, StoreBusyError, StoreError
 from landmark_batch.frames import entries, object_lock, owner
 from landmark_batch.frames.fence import Fence, change_fence_locked, read_fence
 from landmark_batch.frames.fingerprint import flight_fingerprints
@@ -29,11 +26,10 @@ from landmark_batch.frames.sealed import seal
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
 from landmark_batch.object_path import ObjectPath, as_store_path
-from tests.object_server import ObjectServer, environment
-from tests.ports import free_port
+from tests.object_server import environment
 
-from .processes import count_steps, die_at, run
-from .store_kit import assert_is, commit, make_flight, make_settings, make_spec, pick, pixels_of, render
+from .processes import run
+from .store_kit import assert_is, commit, make_flight, make_settings, make_spec, pixels_of, render
 
 FLIGHT, SETTINGS = make_flight(4), make_settings()
 
@@ -100,78 +96,6 @@ def test_damage_is_found_given_up_and_mended(url: str) -> None:
     assert render(url, FLIGHT, SETTINGS) == [1, 2]  # type: ignore[arg-type]
     assert verify_store(url).ok
     assert_is(url, FLIGHT, SETTINGS)  # type: ignore[arg-type]
-
-
-# -- killed anywhere
-
-
-def _render_and_die(url: str, settings: dict[str, str], order: list[int], step: int) -> None:
-    os.environ.update(settings)
-    die_at(step)
-    render(url, pick(FLIGHT, order), SETTINGS, update=True)  # type: ignore[arg-type]
-
-
-def _steps(bucket: str, order: list[int] | None = None) -> list[str]:
-    """Of a first render, or of the change of its flight to `order`."""
-    path = f"{bucket}/count.zarr"
-    steps = count_steps(lambda: render(path, FLIGHT, SETTINGS))  # type: ignore[arg-type]
-    return steps if order is None else count_steps(lambda: render(path, pick(FLIGHT, order), SETTINGS, update=True))  # type: ignore[arg-type]
-
-
-def _kill_a_first_render(bucket: str, steps: list[str], step: int) -> None:
-    url = f"{bucket}/killed-{step}.zarr"
-    assert run(_render_and_die, url, environment(), [0, 1, 2, 3], step) == -9
-    recorded = steps[: step + 1].count("recorded") * 2
-    assert len(FrameStore.open(url).finished()) == recorded
-    assert len(render(url, FLIGHT, SETTINGS)) == 4 - recorded  # type: ignore[arg-type]
-    assert_is(url, FLIGHT, SETTINGS)  # type: ignore[arg-type]
-    assert verify_store(url).ok
-
-
-def test_a_killed_writer_loses_no_frame_that_was_recorded(bucket: str) -> None:
-    """Objects without a record; a commit that was recorded, and half of the next one."""
-    steps = _steps(bucket)
-    for step in (steps.index("renamed") + 1, steps.index("recorded") + 3):
-        _kill_a_first_render(bucket, steps, step)
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(1200)
-def test_a_writer_killed_at_every_step(bucket: str) -> None:
-    steps = _steps(bucket)
-    for step in range(len(steps)):
-        _kill_a_first_render(bucket, steps, step)
-
-
-ORDER = [3, -1, 0, 1]  # two moves in a chain, one frame is new, one goes
-
-
-def _kill_a_change(bucket: str, step: int) -> None:
-    url, flight = f"{bucket}/killed-{step}.zarr", pick(FLIGHT, ORDER)
-    render(url, FLIGHT, SETTINGS)  # type: ignore[arg-type]
-    assert run(_render_and_die, url, environment(), ORDER, step) == -9
-    store = FrameStore.open(url)
-    for frame, record in store.finished().items():
-        for output, expected in pixels_of(make_spec(), record.fingerprint).items():
-            np.testing.assert_array_equal(store.read(output, frame), expected)
-    assert render(url, flight, SETTINGS, update=True) in ([1], [])  # type: ignore[arg-type]
-    assert_is(url, flight, SETTINGS)  # type: ignore[arg-type]
-    assert verify_store(url).ok
-    assert not list((place(url) / "done/.landmark/rebuilt").iterdir())
-
-
-def test_a_change_of_flight_is_finished_by_the_next_job(bucket: str) -> None:
-    steps = _steps(bucket, ORDER)
-    assert {"journal", "out", "phase", "in", "installed", "described"} <= set(steps)
-    for step in (steps.index("out"), steps.index("installed")):
-        _kill_a_change(bucket, step)
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(2400)
-def test_a_change_of_flight_killed_at_every_step(bucket: str) -> None:
-    for step in range(len(_steps(bucket, ORDER))):
-        _kill_a_change(bucket, step)
 
 
 def test_other_settings_are_refused_and_nothing_is_changed(url: str) -> None:
@@ -356,105 +280,3 @@ def test_a_log_grows_line_by_line_and_is_followed_by_another(bucket: str, monkey
     current.unlink()  # by whoever mends the store alone
     log.append({"kind": "discard", "generation": 1, "reason": "x", "at": 0.0, "frames": [9]})
     assert 9 in LedgerIndex(directory).refresh()._latest
-
-
-# -- the line and the server
-
-
-def test_a_lost_answer_is_no_lost_write_and_no_double_one(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every eighth PUT is done, and its connection broken off before the answer."""
-    puts, lost = [0], [0]
-
-    def fault(method: str, path: str, headers: dict[str, str]) -> str | None:
-        if (method == "PUT" and "if-match" in headers) or "if-none-match" in headers:
-            puts[0] += 1
-            if puts[0] % 8 == 1:
-                lost[0] += 1
-                return "lose"
-        return None
-
-    monkeypatch.setattr("landmark_batch.object_path._DELAY", 0.001)
-    with object_server.relay(monkeypatch, fault) as bucket:
-        url = f"{bucket}/city.zarr"
-        assert render(url, FLIGHT, SETTINGS) == [0, 1, 2, 3]  # type: ignore[arg-type]
-        assert lost[0] > 4
-        logs = [line for log in layout_of(url).ledger.glob("*.log") for line in log.read_text().splitlines()]
-        assert len(logs) == 2  # of two commits
-        assert_is(url, FLIGHT, SETTINGS)  # type: ignore[arg-type]
-        assert verify_store(url).ok
-
-
-def test_a_server_that_ignores_conditions_is_refused(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with object_server.relay(monkeypatch, lambda method, path, headers: "plain") as bucket:
-        with pytest.raises(StoreError, match="ignores conditions of writes"):
-            FrameStore.create(f"{bucket}/city.zarr", make_spec(4), FLIGHT, SETTINGS)
-        assert place(f"{bucket}/city.zarr").tree() == []
-
-
-def test_refusals_name_the_url_and_what_to_do(object_server: ObjectServer, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landmark_batch.object_client.RETRY_SECONDS", 0.5)
-    monkeypatch.setattr("landmark_batch.object_path._DELAY", 0.001)
-    nowhere = f"s3://none-{secrets.token_hex(4)}/city.zarr"
-    with pytest.raises(StoreError, match=rf"{nowhere}.*there is no bucket"):
-        FrameStore.open(nowhere)
-    with pytest.raises(StoreError, match="no such store"):
-        FrameStore.open(f"{bucket}/city.zarr")
-    place(f"{bucket}/other/file").write_text("mine")
-    with pytest.raises(StoreError, match="foreign objects"):
-        FrameStore.create(f"{bucket}/other", make_spec(4), FLIGHT, SETTINGS)
-    with pytest.raises(StoreError, match="is an object"):
-        FrameStore.create(f"{bucket}/other/file", make_spec(4), FLIGHT, SETTINGS)
-    denied = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-    with object_server.relay(monkeypatch, lambda method, path, headers: (403, b"" if method == "HEAD" else denied)) as closed:
-        with pytest.raises(StoreError, match=f"{closed}/city.zarr.*access is refused") as refused:
-            FrameStore.open(f"{closed}/city.zarr")
-        assert "AWS_ACCESS_KEY_ID" in str(refused.value) and refused.value.exit_code == 2
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(StoreError, match="check the connection"):
-        FrameStore.open("s3://unreachable/city.zarr")
-
-
-def test_a_server_that_is_busy_for_a_moment_costs_nothing(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    turn = threading.Lock()
-    asked: dict[str, int] = {}
-
-    def fault(method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes] | None:
-        with turn:
-            asked[f"{method} {path}"] = asked.get(f"{method} {path}", 0) + 1
-            busy = method == "PUT" and "/rgb/c." in path and asked[f"{method} {path}"] == 1
-        return (503, b"<Error><Code>SlowDown</Code></Error>") if busy else None
-
-    with object_server.relay(monkeypatch, fault) as bucket:
-        render(f"{bucket}/city.zarr", FLIGHT, SETTINGS)  # type: ignore[arg-type]
-        assert_is(f"{bucket}/city.zarr", FLIGHT, SETTINGS)  # type: ignore[arg-type]
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
-    with pytest.raises(StoreError, match=r"need the package obstore"):
-        FrameStore.open("s3://bucket/city.zarr")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("s3://b/a//c.zarr/", ObjectPath("s3://b", "a/c.zarr")),
-        ("S3://Bucket/c.zarr", ObjectPath("s3://Bucket", "c.zarr")),
-        ("gs://b/c.zarr", ObjectPath("gs://b", "c.zarr")),
-        ("file:///tmp/a%20b.zarr", Path("/tmp/a b.zarr")),
-        ("out/c.zarr", Path("out/c.zarr")),
-    ],
-)
-def test_places(text: str, expected: Any) -> None:
-    assert as_store_path(text) == expected
-
-
-@pytest.mark.parametrize("text", ["ftp://b/c.zarr", "https://host/c.zarr", "s3://b", "s3:///c.zarr", "s3://b/../c.zarr"])
-def test_no_places(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be written there|no place in a bucket"):
-        as_store_path(text)
-
-
-def test_it_is_never_taken_for_a_file() -> None:
-    with pytest.raises(TypeError), suppress(OSError):
-        os.stat(ObjectPath("s3://b", "c.zarr"))  # type: ignore[arg-type]  # noqa: PTH116

@@ -16,7 +16,7 @@ from landmark_batch.parallel.flight import PendingFrame, RenderThread
 from landmark_batch.parallel.parts import Sums
 from landmark_batch.parallel.pixels import FLOATS, Layout
 from landmark_batch.parallel.shape import GroupShape
-from tests.parallel import tasks
+from tests.parallel import failing_tasks, tasks
 from tests.parallel.conftest import Grouped, group_of
 from tests.parallel.ranks import Ranks
 from tests.parallel.tasks import Case
@@ -46,7 +46,7 @@ def test_frames_in_flight_have_the_bytes_of_whole_frames(group: Grouped, shape: 
 
 def test_a_frame_with_nan_is_refused_and_the_group_goes_on(group: Grouped) -> None:
     with group(GroupShape(1, 2)) as ranks:
-        answers = ranks.all(range(2), tasks.render_broken, CASE, OPAQUE)
+        answers = ranks.all(range(2), failing_tasks.render_broken, CASE, OPAQUE)
     told = answers[0].get()
     answers[1].get()
     assert "frame 3: rgb holds values that are NaN" in told[0]
@@ -61,7 +61,7 @@ def test_a_rank_that_fails_with_two_frames_in_flight(own_ranks: Ranks, failing: 
     shape = GroupShape(1, 2)
     with group_of(own_ranks, shape, whole=False, timeout=20.0) as ranks:
         for rank in range(2):
-            ranks.send(rank, tasks.fail_in_flight, rank, CASE, failing)
+            ranks.send(rank, failing_tasks.fail_in_flight, rank, CASE, failing)
         first, second, third = ranks.receive(0).get()
         if failing:
             assert first in ("RenderOutput", "GroupError") and second == "GroupError"

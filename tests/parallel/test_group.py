@@ -10,7 +10,7 @@ import pytest
 from landmark_batch.errors import GroupError
 from landmark_batch.parallel.group import Rendezvous
 from landmark_batch.parallel.shape import GroupShape
-from tests.parallel import tasks
+from tests.parallel import failing_tasks, tasks
 from tests.parallel.conftest import Grouped, group_of
 from tests.parallel.ranks import PATIENCE, Ranks
 from tests.parallel.tasks import Case
@@ -72,7 +72,7 @@ def test_the_rendezvous_listens_on_its_address_alone() -> None:
 def test_wrong_poses_reach_no_rank_and_the_group_goes_on(group: Grouped) -> None:
     for shape in (GroupShape(1, 2), GroupShape(2, 1)):
         with group(shape) as ranks:
-            answers = ranks.all(range(shape.size), tasks.render_wrong_poses, CASE)
+            answers = ranks.all(range(shape.size), failing_tasks.render_wrong_poses, CASE)
             told = answers[0].get()
             answers[1].get()
         assert told[-1] == "rendered 8 rows" and len(told) == 10
@@ -99,7 +99,7 @@ def test_ranks_that_differ_never_exchange_other_sizes(own_ranks: Ranks, what: st
     """Another mask shows in the checked header of a tile, another setting in the order."""
     with group_of(own_ranks, GroupShape(2, 1), whole=False) as ranks:
         for rank in (0, 1):
-            ranks.send(rank, tasks.render_with_other, rank, CASE, what)
+            ranks.send(rank, failing_tasks.render_with_other, rank, CASE, what)
         answer = ranks.receive(1)
         assert answer.error == "GroupError" and words in answer.text
         ranks.processes[1].kill()
@@ -111,7 +111,7 @@ def test_when_a_rank_ends_in_a_frame_all_others_know(own_ranks: Ranks, shape: Gr
     """Also those that share no collective with it: each ends its process upon GroupError, until all know. The limit is 200 s."""
     with group_of(own_ranks, shape, whole=False, timeout=200.0) as ranks:
         for rank in range(shape.size):
-            ranks.send(rank, tasks.render_and_fail, rank, CASE, failing, 3)
+            ranks.send(rank, failing_tasks.render_and_fail, rank, CASE, failing, 3)
         begin = time.monotonic()
         for rank in range(shape.size):
             ranks.processes[rank].join(150)
@@ -123,7 +123,7 @@ def test_a_silent_rank_is_late(own_ranks: Ranks) -> None:
     """It is alive and does not answer: the timeout of the group ends the wait, not that of its forming nor that of orders."""
     with group_of(own_ranks, GroupShape(2, 1), whole=False, timeout=2.0) as ranks:
         begin = time.monotonic()
-        ranks.send(0, tasks.render_with_other, 0, CASE, "nothing")
+        ranks.send(0, failing_tasks.render_with_other, 0, CASE, "nothing")
         answer = ranks.receive(0)
         assert answer.error == "GroupError" and "past 2 s" in answer.text
         assert time.monotonic() - begin < 30
