@@ -108,12 +108,12 @@ class FetchReport:
 
     def _describe_order(self) -> str:
         found = self.order.candidates
+        whole = "; crowded frames counted whole" if self.order.passes else ""
         if len(found) == 1:
             return f"{self.order.name}: " + ("no block is moved twice" if self.order.loads <= self.working_set else "as the job asks")
         if self.order.name == FLIGHT:
-            return f"{FLIGHT}: no other moves fewer ({', '.join(f'{name} {loads}' for name, loads in found.items())})"
+            return f"{FLIGHT}: no other moves fewer ({', '.join(f'{name} {loads}' for name, loads in found.items())}{whole})"
         others = ", ".join(f"{name} {loads}" for name, loads in found.items() if name != self.order.name)
-        whole = "; crowded frames counted whole" if self.order.passes else ""
         return f"{self.order.name}: {found[self.order.name]} blocks ({others}{whole})"
 
     def _describe_window(self) -> str:
