@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,10 +275,11 @@ class _Call:
                 return
 
     def _ask(self, order: JobOrder, word: str) -> None:
-        """Leave a word in the run's folder, as soon as its driver has made it."""
+        """Leave a word in the run's folder, as soon as its driver has made it, and while it is there."""
         folder = run_folder(order.store, order.run)
         if folder.is_dir() and not (folder / word).exists():
-            (folder / word).touch()
+            with suppress(FileNotFoundError):  # the job has just ended
+                (folder / word).touch()
 
     def _give_again(self, order: JobOrder, cluster: RenderCluster) -> tuple[JobOrder, DriverHandle]:
         """The scheduler went away, and with it the driver: wait for another at its address."""
