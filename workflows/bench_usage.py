@@ -14,6 +14,9 @@ import psutil
 from landmark_batch.events import ChunkDone, ChunkStarted, Event
 
 QUARTERS = 4
+_CHILDREN_TURNS = (
+    20  # looks at processes between two at which of them there are: that reads all of the machine's, and counts as the client's
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class UsageWatch:
         self.chunks = 0
         self._frames, self._done, self._every = frames, 0, every
         self._process = psutil.Process()
+        self._children: Sequence[psutil.Process] = ()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="usage", daemon=True)
 
@@ -67,12 +71,17 @@ class UsageWatch:
         return self.at[-1].cpu[0] - self.at[0].cpu[0] if self.at else 0.0
 
     def _look(self) -> Usage:
-        mine, theirs = _taken([self._process]), _taken(_children(self._process))
+        self._children = _children(self._process)
+        mine, theirs = _taken([self._process]), _taken(self._children)
         return Usage(self._done, (mine[0], theirs[0]), (mine[1], theirs[1]))
 
     def _watch(self) -> None:
+        turn = 0
         while not self._over.wait(self._every):
-            self.peak = max(self.peak, _taken(_children(self._process))[1])
+            if turn % _CHILDREN_TURNS == 0:
+                self._children = _children(self._process)
+            turn += 1
+            self.peak = max(self.peak, _taken(self._children)[1])
 
 
 def _children(process: psutil.Process) -> Sequence[psutil.Process]:

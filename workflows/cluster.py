@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dask
-from distributed import Client, LocalCluster, Worker
+from distributed import Client, LocalCluster
 from distributed.nanny import Nanny
 from distributed.security import Security
 
 from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.events import Event
 from landmark_batch.workflows.handle import DriverHandle, TaskHandle, ThreadHandle
+from landmark_batch.workflows.heartbeat import DriverWorker
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.nanny import RenderNanny
 from landmark_batch.workflows.order import JobOrder
@@ -47,6 +48,8 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.terminate": False,
     "distributed.admin.low-level-log-length": 2000,  # events kept by the scheduler
     "distributed.admin.tick.interval": "1s",  # of each server's look at its own loop; the default, 20 ms, took 6 % of a core beside a job
+    "distributed.admin.system-monitor.interval": "2s",  # of each server's look at its machine, for the dashboard
+    "distributed.client.scheduler-info-interval": "30s",  # nothing here reads what a client keeps of it
     "distributed.scheduler.active-memory-manager.start": False,  # it moves results about; receipts are fetched and dropped
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "60s",
@@ -62,7 +65,7 @@ class _RenderCluster(LocalCluster):  # type: ignore[misc]
         super().__init__(n_workers=0, threads_per_worker=THREADS, processes=True, **kwargs)
         for _ in range(placement.workers):
             self.worker_spec.update(self.new_worker_spec())
-        self.worker_spec["driver"] = {"cls": Worker, "options": _driver_options(self.new_spec["options"])}
+        self.worker_spec["driver"] = {"cls": DriverWorker, "options": _driver_options(self.new_spec["options"])}
         try:
             self.sync(self._correct_state)
         except Exception:
@@ -173,6 +176,7 @@ def _new_cluster(placement: Placement, log: Path | None, port: int, dashboard: b
             host="127.0.0.1",
             dashboard_address=f"127.0.0.1:{port}",
             silence_logs=False,
+            scheduler_sync_interval=30,  # seconds between two words on the cluster's own state, which is not read here
             memory_limit=0,
             # allowed_failures: every death of a worker is told at once; the driver counts
             scheduler_kwargs={"allowed_failures": 0, "dashboard": dashboard},

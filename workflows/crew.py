@@ -22,8 +22,8 @@ from landmark_batch.parallel.shape import Candidate, GroupShape, form_groups
 from landmark_batch.workflows.causes import Cause, Causes, error_of
 from landmark_batch.workflows.crew_group import CrewGroup
 from landmark_batch.workflows.member import JoinOrder
+from landmark_batch.workflows.roster import Roster
 from landmark_batch.workflows.worker import (
-    DRIVER_RESOURCE,
     RenderWorker,
     end_worker,
     join_group,
@@ -71,6 +71,7 @@ class Crew:
         self._epoch = first_epoch - 1
         self._fence = fence
         self._refuse = refuse
+        self._roster = Roster(client)
         self._present: dict[str, Candidate] = {}
         self._arrived = time.monotonic()
         self._groups: dict[str, CrewGroup] = {}  # by key
@@ -160,15 +161,10 @@ class Crew:
     def look(self) -> None:
         """See who is there; end groups that lost a rank, form new ones. While the scheduler does not answer nothing changes."""
         try:
-            identity = self.client.sync(self.client.scheduler.identity)
+            present = self._roster.running()
         except OSError as error:  # Dask's CommClosedError, and timeouts
             logger.warning("the scheduler does not answer: %s", error)
             return
-        present = {
-            address: Candidate(address, str(info["name"]), str(info.get("host", "")))
-            for address, info in identity["workers"].items()
-            if info.get("status", "running") == "running" and DRIVER_RESOURCE not in (info.get("resources") or {})
-        }
         now = time.monotonic()
         with self._lock:
             if present.keys() - self._present.keys():

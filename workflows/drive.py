@@ -99,6 +99,7 @@ class _Drive:
                 logger.warning("%s", warning)
             try:
                 store = FrameStore.open(order.store)
+                store.index = owner.index  # the ledger is read and kept once
                 resume = compare(store, self.request.flight, self.request.settings)
                 resume = narrow(resume, self.request.wanted)
                 return self._render(store, owner, frames_to_render(resume, self.request.wanted, store.spec))
@@ -215,7 +216,7 @@ class _Drive:
             event = replace(event, cost=self.request.costs.of(event.frames))
         self.record.emit(event)
         if isinstance(event, ChunkDone) or (isinstance(event, ChunkFailed) and event.final):
-            owner.release(event.frames)
+            owner.release(event.frames, recorded=isinstance(event, ChunkDone))
         now = time.monotonic()
         if now - self._done_at > DONE_SECONDS:
             self._done_at = now

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 from distributed import Client, fire_and_forget
 
 from landmark_batch.errors import GroupError, LandmarkError
-from landmark_batch.events import Event, event_from_record
+from landmark_batch.events import Event
 from landmark_batch.workflows.graph import task_prefix
+from landmark_batch.workflows.messages import events_topic, told_event
 from landmark_batch.workflows.order import JobOrder
 from landmark_batch.workflows.result import RenderResult
-from landmark_batch.workflows.station import drive_task, drive_with, events_topic
+from landmark_batch.workflows.station import drive_task, drive_with
 from landmark_batch.workflows.worker import DRIVER_RESOURCE
 
 RETRIES = 2  # of a driver that fails with an error that is none of ours
@@ -34,7 +35,7 @@ class TaskHandle:
     """A driver that is a task of the cluster. It goes on whether its client lives or not."""
 
     def __init__(self, client: Client, order: JobOrder, watch: Callable[[Event], None]) -> None:
-        client.subscribe_topic(events_topic(order.run), lambda event: watch(event_from_record(event[1])))
+        client.subscribe_topic(events_topic(order.run), lambda event: watch(told_event(event[1])))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sending large graph")  # the poses of a long flight travel once
             self._future = client.submit(
@@ -66,12 +67,12 @@ class ThreadHandle:
 
     def __init__(self, client: Client, order: JobOrder, watch: Callable[[Event], None]) -> None:
         self._outcome: RenderResult | LandmarkError | None = None
-        client.subscribe_topic(events_topic(order.run), lambda event: watch(event_from_record(event[1])))
+        client.subscribe_topic(events_topic(order.run), lambda event: watch(told_event(event[1])))
         threading.Thread(target=self._run, args=(client, order), name="driver", daemon=True).start()
 
     def _run(self, client: Client, order: JobOrder) -> None:
         try:
-            self._outcome = drive_with(client, order)
+            self._outcome = drive_with(client, order, client.log_event)
         except Exception as error:  # noqa: BLE001  handed to whoever waits
             self._outcome = GroupError(f"the job's driver failed: {type(error).__name__}: {error}", remedy="the same command goes on")
 
@@ -84,6 +85,6 @@ class ThreadHandle:
 
 def subscribe(client: Client, run: str, watch: Callable[[Event], None]) -> list[Event]:
     """For those who attach: events from now on go to `watch`; returns those that were."""
-    client.subscribe_topic(events_topic(run), lambda event: watch(event_from_record(event[1])))
+    client.subscribe_topic(events_topic(run), lambda event: watch(told_event(event[1])))
     past: list[tuple[float, Mapping[str, Any]]] = client.get_events(events_topic(run)) or []
-    return [event_from_record(record) for _, record in past]
+    return [told_event(message) for _, message in past]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +11,14 @@ LOAD = ("frames_in_flight", "chunks_out", "copies_waiting", "files_waiting", "bu
 NO_LOAD = dict.fromkeys(LOAD, 0)
 WINDOW = 30.0  # seconds that a reading looks back
 _APART = 0.2  # seconds between two readings that are kept
+
+
+def gpu_memory() -> int:
+    """Bytes that this process holds on its GPU; 0 without one, or before torch is in."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.memory_reserved())
 
 
 class LoadMeter:

@@ -15,11 +15,11 @@ from landmark_batch.events import ChunkStarted
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.crew import Crew
 from landmark_batch.workflows.graph import RenderGraph
+from landmark_batch.workflows.messages import told_receipt, topic
 from landmark_batch.workflows.nanny import EXITS_TOPIC
 from landmark_batch.workflows.order import STOP_FILE
 from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Message, Refused
 from landmark_batch.workflows.session import SetupError, nothing_rendered
-from landmark_batch.workflows.worker import topic
 
 GATHER_SECONDS = 30
 CAUSE_SECONDS = 0.1  # between two looks for the cause of a loss
@@ -41,9 +41,10 @@ class DaskPool:
         self._graph = graph
         self._folder = folder
         self._claim = claim
-        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()  # None: something befell a group
         self._futures: dict[tuple[int, int], tuple[str, Future]] = {}
         self._standing: dict[tuple[int, int], list[int]] = {}
+        self._receipts: dict[tuple[str, int], dict[str, Any]] = {}  # by chunk and attempt: told by workers, of tasks about to end
         self._unexplained: list[tuple[int, int, str]] = []  # lost tasks whose cause is being found: number, attempt, key
         self._priority = priority
         for name, handler in ((topic(graph.run), self._told), (EXITS_TOPIC, self._exited)):
@@ -55,15 +56,19 @@ class DaskPool:
 
     def _told(self, event: tuple[float, Mapping[str, Any]]) -> None:
         told = event[1]
-        if "chunk" in told and "group" not in told:
+        if "receipt" in told:
+            self._receipts[str(told["chunk"]), int(told["attempt"])] = told_receipt(told)
+        elif "chunk" in told and "group" not in told:
             self._messages.put(
                 ChunkStarted(chunk=str(told["chunk"]), worker=self._crew.name_of(str(told["address"])), at=float(told["at"]))
             )
         else:
             self._crew.told(told)
+            self._messages.put(None)
 
     def _exited(self, event: tuple[float, Mapping[str, Any]]) -> None:
         self._crew.exited(event[1])
+        self._messages.put(None)
 
     # -- who is there
 
@@ -124,7 +129,8 @@ class DaskPool:
                 else:
                     self._messages.put(Failed(number, attempt, error))
             else:
-                self._put(number, attempt, future.result(timeout=GATHER_SECONDS))
+                told = self._receipts.pop((self._graph.chunks[number].id, attempt), None)
+                self._put(number, attempt, future.result(timeout=GATHER_SECONDS) if told is None else told)
         except Exception as error:  # noqa: BLE001  the receipt is gone with its worker: the ledger knows what stands
             self._messages.put(Lost(number, attempt, f"its receipt could not be fetched ({type(error).__name__})", worker_gone=False))
         finally:
@@ -139,6 +145,7 @@ class DaskPool:
 
     def forget(self, number: int, attempt: int) -> None:
         self._standing.pop((number, attempt), None)
+        self._receipts.pop((self._graph.chunks[number].id, attempt), None)
         self._unexplained = [item for item in self._unexplained if item[:2] != (number, attempt)]
         _, future = self._futures.pop((number, attempt), ("", None))
         if future is not None:
@@ -153,10 +160,12 @@ class DaskPool:
                 return explained
             left = deadline - time.monotonic()
             try:
-                message = self._messages.get(timeout=max(0.001, min(left, CAUSE_SECONDS)))
+                message = self._messages.get(timeout=max(0.001, min(left, CAUSE_SECONDS) if self._unexplained else left))
             except queue.Empty:
                 if left <= 0:
                     return None
+                continue
+            if message is None:
                 continue
             if isinstance(message, Lost) and message.worker_gone:
                 key, _ = self._futures.get((message.number, message.attempt), ("", None))

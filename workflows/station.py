@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client, get_worker, secede
 
 from landmark_batch.errors import ConfigError, LandmarkError
-from landmark_batch.events import Event, event_record
+from landmark_batch.events import Event
 from landmark_batch.frames.fence import read_fence
 from landmark_batch.frames.layout import StoreLayout
 from landmark_batch.frames.store import FrameStore
@@ -19,6 +19,7 @@ from landmark_batch.parallel.shape import GroupShape
 from landmark_batch.workflows.crew import Crew
 from landmark_batch.workflows.drive import Claim, drive
 from landmark_batch.workflows.graph import RenderGraph
+from landmark_batch.workflows.messages import event_message, events_topic
 from landmark_batch.workflows.order import JobOrder
 from landmark_batch.workflows.pool import DaskPool
 from landmark_batch.workflows.result import RenderResult
@@ -30,22 +31,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def events_topic(run: str) -> str:
-    """Dask topic on which the driver of a run tells its events."""
-    return f"landmark-batch-events-{run}"
-
-
 def drive_task(order: JobOrder) -> RenderResult | LandmarkError:
     """The long-running task that drives a job. An error that people can mend is its result: Dask would try again."""
     worker = get_worker()
     secede()
     with Client(worker.scheduler.address, security=worker.security, set_as_default=False) as client:
-        return drive_with(client, order)
+        return drive_with(
+            client, order, worker.log_event
+        )  # batched with all else that this worker has to say; a client's is an errand each
 
 
-def drive_with(client: Client, order: JobOrder) -> RenderResult | LandmarkError:
-    """Drive a job with this client, wherever it is."""
-    station = DaskStation(client, order)
+def drive_with(client: Client, order: JobOrder, log_event: Callable[[str, Any], None]) -> RenderResult | LandmarkError:
+    """Drive a job with this client, wherever it is. log_event: tells those who watch, by topic."""
+    station = DaskStation(client, order, log_event)
     try:
         return drive(order, station)
     except LandmarkError as error:
@@ -57,15 +55,16 @@ def drive_with(client: Client, order: JobOrder) -> RenderResult | LandmarkError:
 class DaskStation:
     """A drive.Station on a cluster."""
 
-    def __init__(self, client: Client, order: JobOrder) -> None:
+    def __init__(self, client: Client, order: JobOrder, log_event: Callable[[str, Any], None]) -> None:
         self._client = client
+        self._log_event = log_event
         self._order = order
         self._crew: Crew | None = None
         self._pool: DaskPool | None = None
         self._exports: ExportSession | None = None
 
     def emit(self, event: Event) -> None:
-        self._client.log_event(events_topic(self._order.run), event_record(event))
+        self._log_event(events_topic(self._order.run), event_message(event))
         if self._exports is not None:
             self._exports(event)
 

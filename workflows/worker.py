@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -30,7 +29,8 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from landmark_batch.errors import GroupError
 from landmark_batch.fetching.transit import remove_leftovers
 from landmark_batch.object_path import StorePath, as_store_path
-from landmark_batch.workflows.load import LOAD, NO_LOAD
+from landmark_batch.workflows.heartbeat import CalmWorker
+from landmark_batch.workflows.load import LOAD, NO_LOAD, gpu_memory
 from landmark_batch.workflows.member import (
     AFTER_GROUP_EXIT,
     CRASH_EXIT,
@@ -41,6 +41,7 @@ from landmark_batch.workflows.member import (
     import_all,
     meeting_place,
 )
+from landmark_batch.workflows.messages import receipt_message, topic
 from landmark_batch.workflows.security import is_loopback
 from landmark_batch.workflows.session import GroupLostError, RenderSession, SetupError
 
@@ -73,7 +74,7 @@ def gpu_environment(ordinal: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible[ordinal] if visible else str(ordinal)}
 
 
-class RenderProcess(Worker):  # type: ignore[misc]
+class RenderProcess(CalmWorker):
     """A Dask worker process that writes its log, and whatever its libraries print, to the job's log file.
 
     log: path of that file, None leaves everything as it is.
@@ -250,19 +251,6 @@ async def _shown(name: str, worker: Worker) -> Any:
     return services[-1].shown()[name]
 
 
-def gpu_memory() -> int:
-    """Bytes that this process holds on its GPU; 0 without one, or before torch is in."""
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
-        return 0
-    return int(torch.cuda.memory_reserved())
-
-
-def topic(run: str) -> str:
-    """Dask topic on which the workers of a run tell what they begin and what befalls them."""
-    return f"landmark-batch-{run}"
-
-
 def plugin_name(run: str) -> str:
     return f"landmark-batch-{run}"
 
@@ -283,7 +271,10 @@ def render_chunk(run: str, chunk: str, frames: Sequence[int], attempt: int) -> d
     if _draining.is_set():
         return {"stopped": True}
     try:
-        return session.render(chunk, tuple(frames), attempt, lambda: service.tell({"chunk": chunk}))
+        receipt = session.render(chunk, tuple(frames), attempt, lambda: service.tell({"chunk": chunk}))
+        with contextlib.suppress(TypeError):  # of something that does not travel so: it is fetched
+            service.tell(receipt_message(chunk, attempt, receipt))
+        return receipt
     except GroupLostError as error:
         assert service.member is not None
         service.member.fence(error.__cause__ or error, chunk)

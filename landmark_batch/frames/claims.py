@@ -1,4 +1,8 @@
-"""Claims: which of several processes that share a store renders which frame. One file a frame, made with O_EXCL.
+"""Claims: which of several processes that share a store renders which frame. One small file a process lists all that it has in hand.
+
+A process writes what it wants into its own list first and then looks for others: of two that want a frame at once at least one sees
+the other's wish, and gives way under the store's mutex. Lists of processes that are dead count for nothing. A process that finds
+itself alone has written one file and looked into one folder: who comes later reads its list.
 
 A claim is only about not doing work twice. If two processes ever believe that they hold the same one (a file system whose
 locks do not reach the other host), they render the same pixels and the store is none the worse.
@@ -6,102 +10,100 @@ locks do not reach the other host), they render the same pixels and the store is
 
 from __future__ import annotations
 
-import os
-import time
+import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from pathlib import Path
 
-from landmark_batch.object_path import ObjectPath, StorePath, at_once
+from landmark_batch.chunks import format_frame_ranges, parse_frame_ranges
+from landmark_batch.errors import ConfigError, StoreError
+from landmark_batch.object_path import StorePath
 
 from . import durable
-from .layout import StoreLayout
+from .layout import PARTIAL, StoreLayout
 from .locks import store_mutex
 
-T = TypeVar("T")
-_SETTLE_SECONDS = 5.0  # a claim without a name is being written, or its maker died in the act
+_log = logging.getLogger(__name__)
+_NO_LIMIT = 2**63
 
 
-def claim_frames(layout: StoreLayout, owner: str, frames: Iterable[int], is_live: Callable[[str], bool]) -> list[int]:
-    """The frames of `frames` that `owner` holds now, those it held before included. Raises StoreError."""
-    held: list[int] = []
-    taken: list[int] = []
-    try:
-        wanted = sorted(set(frames))
-        for frame, made in zip(wanted, _each(layout, lambda file: _create(file, owner), wanted), strict=True):
-            (held if made else taken).append(frame)
-        abandoned = []
-        for frame in taken:
-            holder = _holder(layout.claims / str(frame))
-            if holder == owner:
-                held.append(frame)
-            elif holder is not None and not is_live(holder):
-                abandoned.append(frame)
-        if abandoned:
-            with store_mutex(layout):
-                for frame in abandoned:
-                    file = layout.claims / str(frame)
-                    holder = _holder(file)
-                    if holder is not None and not is_live(holder):
-                        file.unlink(missing_ok=True)
-                        if _create(file, owner):
-                            held.append(frame)
-    except OSError as error:
-        raise durable.store_error(error, layout.claims) from error
-    return sorted(held)
+class FrameClaims:
+    """What the owner `owner` of a store claims. others: ids of the other living ones. Thread-safe."""
 
+    def __init__(self, layout: StoreLayout, owner: str, others: Callable[[], Sequence[str]]) -> None:
+        self._layout = layout
+        self._file = layout.claims / owner
+        self._others = others
+        self._held: frozenset[int] = frozenset()
+        self._lock = threading.Lock()
 
-def release_frames(layout: StoreLayout, owner: str, frames: Iterable[int]) -> None:
-    """Give up claims of `owner`; others' stay."""
+    def take(self, frames: Iterable[int]) -> list[int]:
+        """Those of `frames` that are claimed here from now on, those that were before included. Ascending. Raises StoreError."""
+        wanted = frozenset(frames)
+        with self._lock:
+            before = self._held
+            if not wanted <= before:
+                try:
+                    self._write(before | wanted)
+                    if self._others():
+                        with store_mutex(self._layout):
+                            taken = frozenset[int]().union(*(_listed(self._layout.claims / other) for other in self._others()))
+                            self._write(before | (wanted - taken))
+                except BaseException:
+                    self._held = before  # what stands in the list besides keeps others from it until the list is written again
+                    raise
+            return sorted(wanted & self._held)
 
-    def release(file: StorePath) -> None:
-        if _holder(file) == owner:
-            file.unlink(missing_ok=True)
+    def give_up(self, frames: Iterable[int], *, later: bool = False) -> None:
+        """These are claimed no more, if they were. Others learn of it at once; later, or on a full disk: when the list is next written."""
+        with self._lock:
+            left = self._held.difference(frames)
+            if left != self._held and not later:
+                try:
+                    self._write(left)
+                except StoreError as error:
+                    _log.warning("%s", error)
+            self._held = left
 
-    _each(layout, release, list(frames))
+    def give_up_all(self) -> None:
+        """Raises StoreError."""
+        with self._lock:
+            self._write(frozenset())
 
-
-def release_all(layout: StoreLayout, owner: str) -> None:
-    release_frames(layout, owner, [int(file.name) for file in layout.claims.iterdir() if file.name.isdecimal()])
-
-
-def remove_dead_claims(layout: StoreLayout, is_live: Callable[[str], bool]) -> None:
-    """For an owner alone, or under the mutex."""
-    for file in layout.claims.iterdir():
-        holder = _holder(file)
-        if holder is not None and not is_live(holder):
-            file.unlink(missing_ok=True)
-
-
-def _each(layout: StoreLayout, work: Callable[[StorePath], T], frames: Sequence[int]) -> list[T]:
-    """work(claim) of each frame; in an object store many at once."""
-    files = [layout.claims / str(frame) for frame in frames]
-    return at_once(work, files) if isinstance(layout.claims, ObjectPath) else [work(file) for file in files]
-
-
-def _create(file: StorePath, owner: str) -> bool:
-    if isinstance(file, ObjectPath):
+    def _write(self, frames: frozenset[int]) -> None:
+        """Whole or not at all for who reads it; it need not outlive a power cut."""
+        text = format_frame_ranges(tuple(frames))
         try:
-            file.put(owner.encode(), over=None)
-        except FileExistsError:
-            return False
-        return True
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return False
-    try:
-        durable.write_all(descriptor, owner.encode())
-    finally:
-        os.close(descriptor)
-    return True
+            if not text:
+                self._file.unlink(missing_ok=True)
+            elif isinstance(self._file, Path):
+                temporary = self._file.with_name(f"{self._file.name}{PARTIAL}")
+                temporary.write_text(text, encoding="ascii")
+                temporary.replace(self._file)
+            else:
+                self._file.write_text(text)
+        except OSError as error:
+            raise durable.store_error(error, self._file) from error
+        self._held = frames
 
 
-def _holder(file: StorePath) -> str | None:
-    """Id of the claim's holder; '' for a nameless one that no one will name any more; None if there is none or it is just being made."""
+def _listed(file: StorePath) -> list[int]:
+    """Frames of a list; none where there is no list, or one of another kind."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if text:
-            return text
-        return "" if time.time() - file.stat().st_mtime > _SETTLE_SECONDS else None
+        return parse_frame_ranges(file.read_text(encoding="utf-8", errors="replace"), _NO_LIMIT)
     except FileNotFoundError:
-        return None
+        return []
+    except OSError as error:
+        raise durable.store_error(error, file) from error
+    except ConfigError as error:
+        _log.warning("%s: not a list of frames: %s", file, error.message)
+        return []
+
+
+def remove_dead_claims(layout: StoreLayout, living: Callable[[], Iterable[str]]) -> None:
+    """Remove the lists of all who are not among the living, as asked when the lists have been seen."""
+    files = list(layout.claims.iterdir())
+    kept = set(living())
+    for file in files:
+        if file.name.removesuffix(PARTIAL) not in kept:
+            file.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def _write(layout: StoreLayout, spec: StoreSpec, flight: Flight, settings: Frame
     for folder in layout.directories():
         folder.mkdir(exist_ok=True)
     save_settings(layout, settings)
-    write_fence(layout, Fence())
+    write_fence(layout, Fence(discards=0))
     return definition
 
 

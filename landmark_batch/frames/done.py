@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from . import durable
 from .arrays import open_array
 from .definition import StoreDefinition
-from .fence import change_fence_locked, next_generation
+from .fence import change_fence_locked, next_discard, next_generation
 from .layout import DONE_KEY, StoreLayout
 from .ledger import LedgerIndex, LedgerLog
 from .locks import store_mutex
@@ -75,7 +75,7 @@ def discard_frames(
         else:
             _write_locked(layout, definition, void, index)
         durable.step("hidden")
-        generation = change_fence_locked(layout, next_generation).generation
+        generation = change_fence_locked(layout, next_discard if void else next_generation).generation
         durable.step("generation")
         if void:
             log.append(discard_line(void, generation, reason, at))

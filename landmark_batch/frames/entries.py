@@ -106,18 +106,20 @@ def store_owners(path: StorePath | str) -> list[OwnerEntry]:
     return [entry for file in _files(layout) if (entry := _read_entry(file, time.time())) is not None]
 
 
-def live_entries(layout: StoreLayout, mine: str, *, only: str | None = None) -> list[OwnerEntry]:
+def live_entries(layout: StoreLayout, mine: str) -> list[OwnerEntry]:
     """Entries of living processes besides `mine`; files of dead ones are removed."""
+    files = [file for file in _files(layout) if file.stem != mine]
+    if not files:
+        return []
     now = _now(layout, mine)
     found = []
-    for file in _files(layout) if only is None else [entry_file(layout, only)]:
-        if file.stem != mine:
-            entry = _read_entry(file, now)
-            if entry is not None:
-                found.append(entry)
-            elif file.exists():
-                _log.info("%s: its process is dead, removed", file)
-                file.unlink(missing_ok=True)
+    for file in files:
+        entry = _read_entry(file, now)
+        if entry is not None:
+            found.append(entry)
+        elif file.exists():
+            _log.info("%s: its process is dead, removed", file)
+            file.unlink(missing_ok=True)
     return found
 
 

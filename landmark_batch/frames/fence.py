@@ -1,13 +1,15 @@
 """The fence: which writers may still commit. One small checksummed file, read at every commit.
 
 generation: grows with each job that takes the store and each discard; orders the ledger. min_generation: writers that opened
-the store before it belong to a job that has ended. epochs: per render group, the lowest epoch that may commit.
+the store before it belong to a job that has ended. epochs: per render group, the lowest epoch that may commit. discards: how many
+times frames were made missing, counted before the ledger says so; a ledger with fewer such lines has lost one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from landmark_batch.errors import StaleWriterError, StoreBusyError, StoreError
 from landmark_batch.object_client import ObjectStoreError
@@ -28,6 +30,7 @@ class Fence:
     generation: int = 1
     min_generation: int = 1
     epochs: Mapping[str, int] = field(default_factory=dict)
+    discards: int | None = None  # None: not known
 
     def check(self, writer: str, generation: int, epoch: int, group: str) -> None:
         """Raises StaleWriterError if that writer's time is over."""
@@ -44,14 +47,15 @@ def write_fence(layout: StoreLayout, fence: Fence) -> None:
 
 
 def _sealed(fence: Fence) -> bytes:
-    return seal({"generation": fence.generation, "min_generation": fence.min_generation, "epochs": dict(fence.epochs)})
+    values: dict[str, Any] = {"generation": fence.generation, "min_generation": fence.min_generation, "epochs": dict(fence.epochs)}
+    return seal(values if fence.discards is None else {**values, "discards": fence.discards})
 
 
 def read_fence(layout: StoreLayout) -> Fence:
     """Raises StoreError if it is missing or damaged."""
     try:
         values = read_sealed(layout.fence)
-        return Fence(values["generation"], values["min_generation"], values["epochs"])
+        return Fence(values["generation"], values["min_generation"], values["epochs"], values.get("discards"))
     except (OSError, DamagedError, KeyError) as error:
         raise StoreError(f"{layout.fence}: damaged ({error})", remedy="start the job again: it mends the store") from error
 
@@ -98,6 +102,11 @@ def next_generation(fence: Fence) -> Fence:
     return replace(fence, generation=fence.generation + 1)
 
 
+def next_discard(fence: Fence) -> Fence:
+    """A fresh generation in which frames are made missing."""
+    return replace(next_generation(fence), discards=None if fence.discards is None else fence.discards + 1)
+
+
 def new_job(fence: Fence) -> Fence:
     """A fresh generation that shuts out the writers of all jobs before it."""
-    return Fence(generation=fence.generation + 1, min_generation=fence.generation + 1, epochs={})
+    return Fence(generation=fence.generation + 1, min_generation=fence.generation + 1, discards=fence.discards)

@@ -10,6 +10,10 @@ writers that commit a frame at the same moment write the same pixels (rendering 
 Damage. A line counts only if its checksum holds. A torn last line (a writer killed in the act) is a commit that never was; a
 damaged line elsewhere leaves its frames unrecorded: they are rendered again. Nothing depends on logs staying as they are cut:
 a log may be rewritten without its void or damaged lines (`repair` does) by whoever owns the store alone.
+
+What damage can hide. A frame's file only gets other pixels after its record was discarded, and nobody renders on before that line
+lasts. So a lost line of frames never brings an older record to light that its file does not fit; only a lost discard does. The
+fence counts discards, each before its line is written: while the ledger holds as many, none is lost, however many lines are.
 """
 
 from __future__ import annotations
@@ -158,7 +162,13 @@ class LedgerIndex:
         self._latest: dict[int, _Line] = {}
         self._damaged: list[DamagedLine] = []
         self._finished: dict[int, FrameRecord] | None = None
+        self._discards: set[int] = set()  # generations
         self.generation = 0
+
+    @property
+    def discards(self) -> int:
+        """Times that frames were made missing, as of the last `refresh`."""
+        return len(self._discards)
 
     def refresh(self) -> LedgerIndex:
         """Read what was appended since the last call; a missing folder is an empty ledger. Raises StoreError if it cannot be read."""
@@ -219,6 +229,8 @@ class LedgerIndex:
         recorded = values["kind"] == "frames"
         frames = line_frames(values) if recorded else values["frames"]
         self._finished = None
+        if not recorded:
+            self._discards.add(order[0])
         self.generation = max(self.generation, order[0])
         latest, line = self._latest, _Line(order, text if recorded else b"")
         for frame in frames:

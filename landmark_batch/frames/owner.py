@@ -23,7 +23,8 @@ from typing import Self
 from landmark_batch.errors import StoreBusyError, StoreError
 from landmark_batch.object_path import StorePath
 
-from . import claims, durable
+from . import durable
+from .claims import FrameClaims, remove_dead_claims
 from .conditions import require_conditions
 from .definition import load_definition
 from .entries import HeldEntry, OwnerEntry, entry_file, live_entries, make_entry
@@ -52,6 +53,7 @@ class StoreOwner:
         self.sole = sole
         self._entry: HeldEntry | None = entry
         self.index = LedgerIndex(layout.ledger)
+        self._claims = FrameClaims(layout, id_, self._other_ids)
         self._stop = threading.Event()
         self._lost = False
         self._beat = threading.Thread(target=self._heartbeat, name="store-heartbeat", daemon=True)
@@ -83,7 +85,7 @@ class StoreOwner:
         entry, generation, sole = taken
         owner = cls(layout, entry, generation, id_=id_, sole=sole)
         try:
-            claims.remove_dead_claims(layout, owner.is_live)
+            remove_dead_claims(layout, lambda: [owner.id, *owner._other_ids()])
             if sole and layout.journal.exists():
                 owner._recover()
         except BaseException:
@@ -110,7 +112,7 @@ class StoreOwner:
         self._stop.set()
         self._beat.join(timeout=5)
         with contextlib.suppress(OSError, StoreError):
-            claims.release_all(self.layout, self.id)
+            self._claims.give_up_all()
             entry_file(self.layout, self.id).unlink(missing_ok=True)
         self._entry.close()
         self._entry = None
@@ -140,9 +142,8 @@ class StoreOwner:
         """The other processes that hold the store now."""
         return live_entries(self.layout, self.id)
 
-    def is_live(self, id_: str) -> bool:
-        """True if that owner id belongs to a process that holds the store, this one included."""
-        return id_ == self.id or any(entry.id == id_ for entry in live_entries(self.layout, self.id, only=id_))
+    def _other_ids(self) -> list[str]:
+        return [entry.id for entry in self.others()]
 
     def claim(self, frames: Iterable[int]) -> list[int]:
         """Those of `frames` that this process shall render: not recorded by now, and not claimed by a living other. Ascending.
@@ -150,14 +151,14 @@ class StoreOwner:
         Raises StoreBusyError if the store was lost, StoreError if it cannot be written.
         """
         self.require_held()
-        held = claims.claim_frames(self.layout, self.id, frames, self.is_live)
+        held = self._claims.take(frames)
         standing = self.index.refresh().standing(held)
-        claims.release_frames(self.layout, self.id, standing)
+        self._claims.give_up(standing, later=True)
         return [frame for frame in held if frame not in standing]
 
-    def release(self, frames: Iterable[int]) -> None:
-        """Give up claims, after the frames are recorded or given up."""
-        claims.release_frames(self.layout, self.id, frames)
+    def release(self, frames: Iterable[int], *, recorded: bool = False) -> None:
+        """Give up claims. recorded: the frames stand, so that nobody wants them and it need not be told at once."""
+        self._claims.give_up(frames, later=recorded)
 
     @contextlib.contextmanager
     def restructuring(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import StoreError
@@ -24,7 +25,8 @@ def mend_records(layout: StoreLayout) -> None:
 
     Raises StoreError.
     """
-    rewrite_damaged(layout.ledger, LedgerIndex(layout.ledger).refresh().damaged())
+    index = LedgerIndex(layout.ledger)
+    rewrite_damaged(layout.ledger, index.refresh().damaged())
     for path in layout.settings.glob("*.json"):
         try:
             whole = FrameSettings(read_sealed(path)["settings"]).digest == path.stem
@@ -32,7 +34,7 @@ def mend_records(layout: StoreLayout) -> None:
             whole = False
         if not whole:
             path.unlink(missing_ok=True)
-    change_fence(layout, lambda fence: fence)
+    change_fence(layout, lambda fence: replace(fence, discards=index.refresh().discards))
 
 
 def repair_store(store: FrameStore, flight: Flight, settings: FrameSettings, *, owner: StoreOwner | None = None) -> list[str]:

@@ -13,8 +13,10 @@ import numpy as np
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import FramesDifferError, StoreError
+from landmark_batch.object_client import ObjectStoreError
 from landmark_batch.object_path import StorePath
 
+from .fence import read_fence
 from .fingerprint import FrameSettings, flight_fingerprints, frame_fingerprint, settings_difference
 from .inventory import check_frame
 from .layout import chunk_name, file_sizes
@@ -117,8 +119,10 @@ def _damaged(store: FrameStore, finished: Mapping[int, FrameRecord]) -> set[int]
 
 
 def _suspects(store: FrameStore, finished: Mapping[int, FrameRecord]) -> list[int]:
-    """Frames `verify` found damaged; every frame where its list or a part of the ledger is lost: an older record may have come to light."""
-    if store.index.refresh().damaged():
+    """Frames `verify` found damaged; every frame where its list is lost, or a line that made frames missing: then an older record may
+    have come to light.
+    """
+    if store.index.refresh().damaged() and not _holds_all_discards(store):
         return list(finished)
     try:
         return [frame for frame in read_sealed(store.layout.damaged)["frames"] if frame in finished]
@@ -126,6 +130,16 @@ def _suspects(store: FrameStore, finished: Mapping[int, FrameRecord]) -> list[in
         return []
     except (OSError, DamagedError, LookupError):
         return list(finished)
+
+
+def _holds_all_discards(store: FrameStore) -> bool:
+    """Whether the damage to the ledger can only be to lines about frames that stand; see `ledger`."""
+    try:
+        return read_fence(store.layout).discards == store.index.discards
+    except ObjectStoreError:
+        raise
+    except StoreError:
+        return False
 
 
 def damaged_records(store: FrameStore, records: Iterable[FrameRecord]) -> list[FrameRecord]:

@@ -1,0 +1,56 @@
+"""What a run's processes say to each other through Dask's topics, packed small: the scheduler keeps the last thousands of such messages.
+
+Messages travel in the stream that a process has to the scheduler anyway, together with what else it has to say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from landmark_batch.chunks import format_frame_ranges, parse_frame_ranges
+from landmark_batch.events import Event, event_from_record, event_record
+
+_LISTS = ("frames", "skipped", "missing")  # of frames: as ranges
+
+
+def topic(run: str) -> str:
+    """Dask topic on which the workers of a run tell what they begin, what has come of it and what befalls them."""
+    return f"landmark-batch-{run}"
+
+
+def events_topic(run: str) -> str:
+    """Dask topic on which the driver of a run tells its events."""
+    return f"landmark-batch-events-{run}"
+
+
+def event_message(event: Event) -> dict[str, Any]:
+    """An event on its way; in an entry of its own, since Dask adds to a message who sent it."""
+    return {"event": _packed(event_record(event))}
+
+
+def told_event(message: Mapping[str, Any]) -> Event:
+    return event_from_record(_unpacked(message["event"]))
+
+
+def receipt_message(chunk: str, attempt: int, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """What came of a chunk's task, ahead of Dask's word that it has ended, so that nobody has to fetch it. Without the pixels' digests."""
+    return {"chunk": chunk, "attempt": attempt, "receipt": _packed({name: value for name, value in receipt.items() if name != "digests"})}
+
+
+def told_receipt(message: Mapping[str, Any]) -> dict[str, Any]:
+    return _unpacked(message["receipt"])
+
+
+def _packed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: format_frame_ranges(value) if name in _LISTS and isinstance(value, list | tuple) else value for name, value in values.items()
+    }
+
+
+def _unpacked(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: (parse_frame_ranges(value, sys.maxsize) if value else []) if name in _LISTS and isinstance(value, str) else value
+        for name, value in values.items()
+    }
