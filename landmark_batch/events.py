@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -94,7 +93,7 @@ class EventSink(Protocol):
 
 def event_record(event: Event) -> dict[str, object]:
     """The event as a JSON-ready dict with its kind under 'event'."""
-    return {"event": type(event).__name__, **dataclasses.asdict(event)}
+    return {"event": type(event).__name__, **vars(event)}
 
 
 def event_from_record(record: Mapping[str, Any]) -> Event:

@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.terminate": False,
     "distributed.admin.low-level-log-length": 2000,  # events kept by the scheduler
     "distributed.admin.tick.interval": "1s",  # of each server's look at its own loop; the default, 20 ms, took 6 % of a core beside a job
-    "distributed.admin.system-monitor.interval": "2s",  # of each server's look at its machine, for the dashboard
+    "distributed.admin.system-monitor.interval": "5s",  # of each server's look at its machine, for the dashboard
     "distributed.client.scheduler-info-interval": "30s",  # nothing here reads what a client keeps of it
     "distributed.scheduler.active-memory-manager.start": False,  # it moves results about; receipts are fetched and dropped
     "distributed.comm.timeouts.connect": "30s",

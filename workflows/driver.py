@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3  # own errors, and separately crashes of its worker, after which a chunk is set aside
 KILLS = 10  # times that a chunk's worker was killed from outside (also by the system, for its memory), after which it is, too
 SILENCE = (10.0, 30.0)  # times the slowest chunk so far, and at least so many seconds, until a worker counts as hung
+LOOK_POLLS = 2  # waits for a word between two looks at which workers are there; whoever loses its chunk is known at once
 SETUP_FAILURES = 3  # workers that could not open the job, before the job gives up
 
 
@@ -99,7 +100,7 @@ class Driver:
                 self._refuse(message.error)
             elif message is not None and self._out.get(message.number, (None, ""))[0] == message.attempt:
                 self._handle(message)
-            if self._clock() - self._looked_at >= self._poll:
+            if self._clock() - self._looked_at >= LOOK_POLLS * self._poll:
                 self._look()
 
     def _steer(self) -> None:

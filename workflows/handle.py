@@ -12,7 +12,7 @@ from distributed import Client, fire_and_forget
 from landmark_batch.errors import GroupError, LandmarkError
 from landmark_batch.events import Event
 from landmark_batch.workflows.graph import task_prefix
-from landmark_batch.workflows.messages import events_topic, told_event
+from landmark_batch.workflows.messages import events_topic, told_events
 from landmark_batch.workflows.order import JobOrder
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.station import drive_task, drive_with
@@ -35,7 +35,7 @@ class TaskHandle:
     """A driver that is a task of the cluster. It goes on whether its client lives or not."""
 
     def __init__(self, client: Client, order: JobOrder, watch: Callable[[Event], None]) -> None:
-        client.subscribe_topic(events_topic(order.run), lambda event: watch(told_event(event[1])))
+        client.subscribe_topic(events_topic(order.run), lambda event: _hand_on(watch, event[1]))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sending large graph")  # the poses of a long flight travel once
             self._future = client.submit(
@@ -67,7 +67,7 @@ class ThreadHandle:
 
     def __init__(self, client: Client, order: JobOrder, watch: Callable[[Event], None]) -> None:
         self._outcome: RenderResult | LandmarkError | None = None
-        client.subscribe_topic(events_topic(order.run), lambda event: watch(told_event(event[1])))
+        client.subscribe_topic(events_topic(order.run), lambda event: _hand_on(watch, event[1]))
         threading.Thread(target=self._run, args=(client, order), name="driver", daemon=True).start()
 
     def _run(self, client: Client, order: JobOrder) -> None:
@@ -85,6 +85,11 @@ class ThreadHandle:
 
 def subscribe(client: Client, run: str, watch: Callable[[Event], None]) -> list[Event]:
     """For those who attach: events from now on go to `watch`; returns those that were."""
-    client.subscribe_topic(events_topic(run), lambda event: watch(told_event(event[1])))
+    client.subscribe_topic(events_topic(run), lambda event: _hand_on(watch, event[1]))
     past: list[tuple[float, Mapping[str, Any]]] = client.get_events(events_topic(run)) or []
-    return [told_event(message) for _, message in past]
+    return [event for _, message in past for event in told_events(message)]
+
+
+def _hand_on(watch: Callable[[Event], None], message: Mapping[str, Any]) -> None:
+    for event in told_events(message):
+        watch(event)

@@ -6,7 +6,7 @@ Messages travel in the stream that a process has to the scheduler anyway, togeth
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from landmark_batch.chunks import format_frame_ranges, parse_frame_ranges
@@ -25,13 +25,13 @@ def events_topic(run: str) -> str:
     return f"landmark-batch-events-{run}"
 
 
-def event_message(event: Event) -> dict[str, Any]:
-    """An event on its way; in an entry of its own, since Dask adds to a message who sent it."""
-    return {"event": _packed(event_record(event))}
+def events_message(events: Sequence[Event]) -> dict[str, Any]:
+    """Events on their way; in an entry of their own, since Dask adds to a message who sent it."""
+    return {"events": [_packed(event_record(event)) for event in events]}
 
 
-def told_event(message: Mapping[str, Any]) -> Event:
-    return event_from_record(_unpacked(message["event"]))
+def told_events(message: Mapping[str, Any]) -> list[Event]:
+    return [event_from_record(_unpacked(record)) for record in message["events"]]
 
 
 def receipt_message(chunk: str, attempt: int, receipt: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,11 +30,19 @@ class DaskPool:
     """The driver's WorkerPool on a cluster: tasks of the job's graph, pinned to the leader of a group, dropped once they ended.
 
     claim: takes the frames of a chunk for this process; gives those that are its to render and those that stand already.
-    priority: of the job's tasks before those of other jobs.
+    priority: of the job's tasks before those of other jobs. turn: called whenever the driver asks for the next word.
     """
 
     def __init__(
-        self, client: Client, crew: Crew, graph: RenderGraph, folder: StorePath, *, claim: Claim | None = None, priority: int = 0
+        self,
+        client: Client,
+        crew: Crew,
+        graph: RenderGraph,
+        folder: StorePath,
+        *,
+        claim: Claim | None = None,
+        priority: int = 0,
+        turn: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._crew = crew
@@ -47,6 +55,7 @@ class DaskPool:
         self._receipts: dict[tuple[str, int], dict[str, Any]] = {}  # by chunk and attempt: told by workers, of tasks about to end
         self._unexplained: list[tuple[int, int, str]] = []  # lost tasks whose cause is being found: number, attempt, key
         self._priority = priority
+        self._turn = turn
         for name, handler in ((topic(graph.run), self._told), (EXITS_TOPIC, self._exited)):
             client.subscribe_topic(name, handler)
 
@@ -153,6 +162,7 @@ class DaskPool:
                 future.cancel()
 
     def next(self, timeout: float) -> Message | None:
+        self._turn()
         deadline = time.monotonic() + timeout
         while True:
             explained = self._explain()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, get_worker, secede
 
 from landmark_batch.errors import ConfigError, LandmarkError
-from landmark_batch.events import Event
+from landmark_batch.events import ChunkStarted, Event
 from landmark_batch.frames.fence import read_fence
 from landmark_batch.frames.layout import StoreLayout
 from landmark_batch.frames.store import FrameStore
@@ -19,7 +20,7 @@ from landmark_batch.parallel.shape import GroupShape
 from landmark_batch.workflows.crew import Crew
 from landmark_batch.workflows.drive import Claim, drive
 from landmark_batch.workflows.graph import RenderGraph
-from landmark_batch.workflows.messages import event_message, events_topic
+from landmark_batch.workflows.messages import events_message, events_topic
 from landmark_batch.workflows.order import JobOrder
 from landmark_batch.workflows.pool import DaskPool
 from landmark_batch.workflows.result import RenderResult
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from landmark_batch.workflows.export_session import ExportSession
 
 logger = logging.getLogger(__name__)
+
+HOLD_SECONDS = 1.0  # that the word of a chunk's beginning may wait for another event
 
 
 def drive_task(order: JobOrder) -> RenderResult | LandmarkError:
@@ -58,15 +61,28 @@ class DaskStation:
     def __init__(self, client: Client, order: JobOrder, log_event: Callable[[str, Any], None]) -> None:
         self._client = client
         self._log_event = log_event
+        self._held: list[Event] = []  # beginnings of chunks, not told yet
+        self._told_at = float("-inf")
         self._order = order
         self._crew: Crew | None = None
         self._pool: DaskPool | None = None
         self._exports: ExportSession | None = None
 
     def emit(self, event: Event) -> None:
-        self._log_event(events_topic(self._order.run), event_message(event))
         if self._exports is not None:
             self._exports(event)
+        self._held.append(event)
+        if not isinstance(event, ChunkStarted) or time.monotonic() - self._told_at >= HOLD_SECONDS:
+            self._tell()  # else most often another chunk is done in a moment: both travel together
+
+    def _tell(self) -> None:
+        held, self._held = self._held, []
+        self._told_at = time.monotonic()
+        self._log_event(events_topic(self._order.run), events_message(held))
+
+    def _tell_held(self) -> None:
+        if self._held and time.monotonic() - self._told_at >= HOLD_SECONDS:
+            self._tell()
 
     def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:
         asked = self._order.exports
@@ -86,7 +102,10 @@ class DaskStation:
         )
 
     def end(self) -> None:
-        """Finish the exports of a job nobody watches; what goes wrong stands in the log."""
+        """Tell what is held; finish the exports of a job nobody watches; what goes wrong stands in the log."""
+        if self._held:
+            with suppress(Exception):
+                self._tell()
         if self._exports is None:
             return
         try:
@@ -128,7 +147,8 @@ class DaskStation:
 
     def pool(self, graph: RenderGraph, folder: StorePath, claim: Claim) -> DaskPool:
         assert self._crew is not None
-        self._pool = DaskPool(self._client, self._crew, graph, folder, claim=claim, priority=self._order.request.job.parallel.priority)
+        priority = self._order.request.job.parallel.priority
+        self._pool = DaskPool(self._client, self._crew, graph, folder, claim=claim, priority=priority, turn=self._tell_held)
         return self._pool
 
     def close(self) -> None:

@@ -18,11 +18,10 @@ from tests.frames.export_sources import commit, pictures, write_store
 def station_of(folder: Path, exports: ExportOrder | None) -> tuple[DaskStation, list[Any]]:
     told: list[Any] = []
     job = job_from_dict({"name": "city", "output": {"store": folder / "city.zarr"}})
-    client = SimpleNamespace(log_event=lambda topic, event: told.append((topic, event)))
     order = JobOrder(
         run="0a", request=cast(Any, SimpleNamespace(job=job)), chunk_frames=2, placement=None, log=folder / "l", exports=exports
     )
-    return DaskStation(cast(Any, client), order), told
+    return DaskStation(cast(Any, None), order, lambda topic, message: told.append((topic, message))), told
 
 
 def test_a_detached_job_keeps_the_newest_frame_beside_its_store(tmp_path: Path) -> None:
