@@ -80,7 +80,8 @@ class DaskStation:
         self._told_at = time.monotonic()
         self._log_event(events_topic(self._order.run), events_message(held))
 
-    def _tell_held(self) -> None:
+    def tell_held(self) -> None:
+        """Tell what has waited long enough."""
         if self._held and time.monotonic() - self._told_at >= HOLD_SECONDS:
             self._tell()
 
@@ -148,7 +149,7 @@ class DaskStation:
     def pool(self, graph: RenderGraph, folder: StorePath, claim: Claim) -> DaskPool:
         assert self._crew is not None
         priority = self._order.request.job.parallel.priority
-        self._pool = DaskPool(self._client, self._crew, graph, folder, claim=claim, priority=priority, turn=self._tell_held)
+        self._pool = DaskPool(self._client, self._crew, graph, folder, claim=claim, priority=priority, turn=self.tell_held)
         return self._pool
 
     def close(self) -> None:

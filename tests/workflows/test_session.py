@@ -21,6 +21,7 @@ from landmark_batch.workflows import session as session_module
 from landmark_batch.workflows.builds import Build, note_build, other_build, read_builds
 from landmark_batch.workflows.graph import RenderGraph, task_prefix
 from landmark_batch.workflows.measured import SpeedKey, recall_speed, record_speed
+from landmark_batch.workflows.messages import told_receipt
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE
 from landmark_batch.workflows.renderers import SimulatedRenderer, open_renderer
 from landmark_batch.workflows.session import ChunkError, RenderSession, SetupError
@@ -150,6 +151,8 @@ def test_the_plugin_opens_a_session_shows_it_and_closes_it(opened: tuple[RenderS
     assert receipt["frames"] == [5, 6]
     assert worker.events[0][0] == "landmark-batch-abcd1234"
     assert worker.events[0][1]["name"] == "w0"
+    assert {**receipt, **told_receipt(worker.events[-1][1])} == receipt, "what is told is the receipt, without digests"
+    assert told_receipt(worker.events[-1][1])["frames"] == [5, 6]
     shown = asyncio.run(worker.metrics["landmark_abcd1234"](worker))
     assert shown["state"] == "idle"
     assert (shown["frames"], shown["chunk"], shown["runtime"], shown["device"], shown["role"]) == (2, "", "simulated", "cpu", "worker")

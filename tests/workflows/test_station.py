@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from PIL import Image
 
-from landmark_batch.events import ChunkDone
+from landmark_batch.events import ChunkDone, ChunkStarted, Event
 from landmark_batch.job import job_from_dict
+from landmark_batch.workflows.messages import told_events
 from landmark_batch.workflows.order import ExportOrder, JobOrder
 from landmark_batch.workflows.station import DaskStation
 from tests.frames.export_sources import commit, pictures, write_store
@@ -40,3 +42,36 @@ def test_a_detached_job_keeps_the_newest_frame_beside_its_store(tmp_path: Path) 
         assert image.size == (32, 24)
     assert not (tmp_path / "city").exists()
     assert not (tmp_path / "city.mp4").exists()
+
+
+def test_beginnings_of_chunks_travel_with_what_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is told at once, later ones with the next event, at the latest when the station ends."""
+    now = [100.0]
+    monkeypatch.setattr("landmark_batch.workflows.station.time", SimpleNamespace(monotonic=lambda: now[0]))
+    station, told = station_of(tmp_path, None)
+
+    def messages() -> list[list[Event]]:
+        found = [told_events(message) for _, message in told]
+        told.clear()
+        return found
+
+    begun = [ChunkStarted(f"c{i}", "w0") for i in range(5)]
+    done = ChunkDone("c0", (1, 2), "w0", 0, 1.0, {}, {})
+    station.emit(begun[0])
+    assert messages() == [[begun[0]]]
+    station.emit(begun[1])
+    assert messages() == []
+    station.emit(done)
+    assert messages() == [[begun[1], done]]
+    now[0] += 5.0
+    station.emit(begun[2])
+    assert messages() == [[begun[2]]]
+    station.emit(begun[3])
+    station.tell_held()
+    assert messages() == []
+    now[0] += 1.0
+    station.tell_held()
+    assert messages() == [[begun[3]]]
+    station.emit(begun[4])
+    station.end()
+    assert messages() == [[begun[4]]]
