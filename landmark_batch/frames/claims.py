@@ -102,7 +102,7 @@ def _listed(file: StorePath) -> list[int]:
 
 def remove_dead_claims(layout: StoreLayout, living: Callable[[], Iterable[str]]) -> None:
     """Remove the lists of all who are not among the living, as asked when the lists have been seen."""
-    files = list(layout.claims.iterdir())
+    files: list[StorePath] = [*layout.claims.iterdir()]
     kept = set(living())
     for file in files:
         if file.name.removesuffix(PARTIAL) not in kept:
