@@ -8,7 +8,7 @@ from distributed import Worker
 class CalmWorker(Worker):  # type: ignore[misc]
     """A Dask worker that beats no oftener than `least_seconds` once it has registered; more workers, less often, as Dask has it."""
 
-    least_seconds = 2.0
+    least_seconds = 1.0
 
     async def heartbeat(self) -> None:
         await super().heartbeat()

@@ -11,7 +11,7 @@ from distributed import Worker
 from landmark_batch.workflows.heartbeat import CalmWorker, DriverWorker
 
 
-@pytest.mark.parametrize(("kind", "asked", "expected"), [(CalmWorker, 0.5, 2.0), (DriverWorker, 0.5, 5.0), (CalmWorker, 6.0, 6.0)])
+@pytest.mark.parametrize(("kind", "asked", "expected"), [(CalmWorker, 0.5, 1.0), (DriverWorker, 0.5, 5.0), (CalmWorker, 6.0, 6.0)])
 def test_the_pace_of_heartbeats(monkeypatch: pytest.MonkeyPatch, kind: type[CalmWorker], asked: float, expected: float) -> None:
     beat = SimpleNamespace(callback_time=1000.0)
 
