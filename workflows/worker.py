@@ -29,7 +29,6 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from landmark_batch.errors import GroupError
 from landmark_batch.fetching.transit import remove_leftovers
 from landmark_batch.object_path import StorePath, as_store_path
-from landmark_batch.workflows.heartbeat import CalmWorker
 from landmark_batch.workflows.load import LOAD, NO_LOAD, gpu_memory
 from landmark_batch.workflows.member import (
     AFTER_GROUP_EXIT,
@@ -74,7 +73,7 @@ def gpu_environment(ordinal: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible[ordinal] if visible else str(ordinal)}
 
 
-class RenderProcess(CalmWorker):
+class RenderProcess(Worker):  # type: ignore[misc]
     """A Dask worker process that writes its log, and whatever its libraries print, to the job's log file.
 
     log: path of that file, None leaves everything as it is.

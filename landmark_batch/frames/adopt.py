@@ -57,6 +57,7 @@ def adopt(
             _log.warning("mending %s", problem)
         with owner.restructuring():
             if problems:
+                remember_damaged(store, plan.damaged)  # mending takes away what made them suspect; they become missing after it
                 mend_records(store.layout)
             if not settings_file(store.layout, settings.digest).exists():
                 save_settings(store.layout, settings)

@@ -19,7 +19,7 @@ from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.trace_share import busy_shares, traces_of
 
-FRAMES = 24
+FRAMES = 8
 
 Seen = dict[str, list[dict[str, Any]]]
 
