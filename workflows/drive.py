@@ -20,7 +20,7 @@ from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.durable import remove_tree
 from landmark_batch.frames.leftovers import remove_leftovers
 from landmark_batch.frames.owner import StoreOwner
-from landmark_batch.frames.resume import compare
+from landmark_batch.frames.resume import compare, stands
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.builds import note_build
@@ -100,12 +100,17 @@ class _Drive:
             try:
                 store = FrameStore.open(order.store)
                 store.index = owner.index  # the ledger is read and kept once
-                resume = compare(store, self.request.flight, self.request.settings)
-                resume = narrow(resume, self.request.wanted)
-                return self._render(store, owner, frames_to_render(resume, self.request.wanted, store.spec))
+                return self._render(store, owner, self._todo(store))
             except LandmarkError as error:
                 forget_new_store(order, error, shared=bool(owner.others()))
                 raise
+
+    def _todo(self, store: FrameStore) -> tuple[int, ...]:
+        """What the order says, unless another was at the store since, or an earlier driver of this order."""
+        if stands(self.order.state, store.layout):
+            return self.order.todo
+        resume = narrow(compare(store, self.request.flight, self.request.settings), self.request.wanted)
+        return frames_to_render(resume, self.request.wanted, store.spec)
 
     def _render(self, store: FrameStore, owner: StoreOwner, todo: tuple[int, ...]) -> RenderResult:
         remove_dead_snapshots(store.path)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from landmark_batch.frames.resume import StoreState
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.builds import Build
 from landmark_batch.workflows.machine import Placement
@@ -40,6 +41,7 @@ class JobOrder:
 
     run: id. chunk_frames: frames a task. placement: None on a cluster of its own. created, logged: whether the store was made for this
     run and the log was there before it. build: what frames are rendered on, where known. scheduler: address for those who attach.
+    todo, state: the frames that it lacks while its state is this one; state None: they are to be found out.
     patience: seconds to wait for the store, which the process that gave the order, or a driver that died, may still hold.
     started: time.time() when the user asked.
     """
@@ -57,6 +59,8 @@ class JobOrder:
     scheduler: str | None = None
     dashboard: str | None = None
     exports: ExportOrder | None = None
+    todo: tuple[int, ...] = ()
+    state: StoreState | None = None
     patience: float = 10.0
     started: float = field(default_factory=time.time)
 

@@ -15,7 +15,7 @@ from landmark_batch.errors import ConfigError, DiskFullError, FramesDifferError,
 from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.fingerprint import flight_digest
 from landmark_batch.frames.jpegxl import require_compressor
-from landmark_batch.frames.resume import ResumePlan, compare
+from landmark_batch.frames.resume import Comparison, ResumePlan
 from landmark_batch.frames.spec import StoreSpec
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
@@ -57,23 +57,23 @@ def plan_request(
 ) -> RenderPlan:
     """As `make_plan`, for a request that is resolved already."""
     job, spec = request.job, request.spec
-    resume, store = _look(job.store_path, request)
+    found = _look(job.store_path, request)
     chosen = None
-    if resume is not None and store is not None:
-        if resume.differing and not (update or overwrite):
-            raise refuse_differing(job.store_path, resume)
-        chosen = narrow(resume, request.wanted, overwrite=overwrite)
-        spec = replace(store.spec, frames=len(request.flight))  # a store keeps its compressor and its sharding
+    if found is not None:
+        if found.resume.differing and not (update or overwrite):
+            raise refuse_differing(job.store_path, found.resume)
+        chosen = narrow(found.resume, request.wanted, overwrite=overwrite)
+        spec = replace(found.store.spec, frames=len(request.flight))  # a store keeps its compressor and its sharding
     todo = frames_to_render(chosen, request.wanted, spec)
     require_compressor(spec.compressor)
     costs = frame_costs(request, todo)
     chunks, placement, notes = _split(request, spec, machine, todo, scheduler, costs)
     if placement is not None:
         check_memory(request, placement, machine)
-    per_frame = store.measured_bytes_per_frame() if store is not None else None
+    per_frame = found.store.measured_bytes_per_frame() if found is not None else None
     plan = RenderPlan(
         request=replace(request, costs=costs),
-        store_exists=store is not None,
+        store_exists=found is not None,
         todo=todo,
         done=len(set(request.wanted) - set(todo)),
         differing=len(chosen.differing) if chosen else 0,
@@ -87,6 +87,7 @@ def plan_request(
         placement=placement,
         speed=_speed(request, placement, machine),
         warnings=(*request.warnings, *notes),
+        found=found,
     )
     plan = _with_seconds(plan, machine)
     return replace(plan, warnings=(*plan.warnings, *_check_build(plan, machine), *_check_disk(plan, spec)))
@@ -133,14 +134,14 @@ def chunk_size(todo: int, asked: int, unit: int, workers: int) -> int:
     return size
 
 
-def _look(path: StorePath, request: RenderRequest) -> tuple[ResumePlan | None, FrameStore | None]:
-    """The store at `path` against the request. Raises StoreError for what cannot become the job's store."""
+def _look(path: StorePath, request: RenderRequest) -> Comparison | None:
+    """The store at `path` against the request; None where there is none yet. Raises StoreError for what cannot become the job's store."""
     if is_store(path):
         store = FrameStore.open(path)
         store.require(request.spec)
-        return compare(store, request.flight, request.settings), store
+        return Comparison.make(store, request.flight, request.settings)
     if isinstance(path, ObjectPath):
-        return None, None  # what else may be there is looked at when the store is made
+        return None  # what else may be there is looked at when the store is made
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "a foreign directory, not a frame store of landmark-batch" if path.is_dir() else "a file, not a frame store"
         raise StoreError(f"{path} is {what}; it was not touched", remedy="name another path with -o NEW.zarr")
@@ -149,7 +150,7 @@ def _look(path: StorePath, request: RenderRequest) -> tuple[ResumePlan | None, F
             if not parent.is_dir():
                 raise StoreError(f"{path}: {parent} is a file, not a directory", remedy="name another path with -o NEW.zarr")
             break
-    return None, None
+    return None
 
 
 def _split(

@@ -21,7 +21,7 @@ from landmark_batch.events import Event, EventSink, JobDone, JobStarted, Prepari
 from landmark_batch.frames.adopt import adopt
 from landmark_batch.frames.definition import is_store
 from landmark_batch.frames.owner import StoreOwner
-from landmark_batch.frames.resume import compare
+from landmark_batch.frames.resume import Comparison, stands, state_of
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob, load_job
 from landmark_batch.object_path import StorePath
@@ -123,7 +123,8 @@ def run_render(
         plan = replace(plan, request=replace(plan.request, renderer={**plan.request.renderer, "profile": True}))
     call = _Call(plan, machine, sinks, stop or threading.Event(), log or plan.job.log_path, started)
     clock.done("kernels")
-    order, todo = call.prepare(update=update, overwrite=overwrite, join=join, exports=exports)
+    order = call.prepare(update=update, overwrite=overwrite, join=join, exports=exports)
+    plan = call.plan
     clock.done("store")
 
     def make() -> RenderCluster:
@@ -139,7 +140,7 @@ def run_render(
         logger.info("%s", clock)
         return made
 
-    return call.run(order, todo, make, detach)
+    return call.run(order, make, detach)
 
 
 def _tell(sinks: Sequence[EventSink], event: Event) -> None:
@@ -165,8 +166,12 @@ class _Call:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._begun = self._over = False
 
-    def prepare(self, *, update: bool, overwrite: bool, join: bool, exports: ExportOpener | None) -> tuple[JobOrder, tuple[int, ...]]:
-        """Make the store the job's: what it is to replace is given up, what only moved is kept. Returns the order and what is to do."""
+    def prepare(self, *, update: bool, overwrite: bool, join: bool, exports: ExportOpener | None) -> JobOrder:
+        """Make the store the job's: what it is to replace is given up, what only moved is kept. Returns the order.
+
+        What the plan found in the store is used where nothing has changed since, and let go: a long flight's records are large.
+        """
+        found, self.plan = self.plan.found, replace(self.plan, found=None)
         plan, request, path = self.plan, self.plan.request, self.plan.job.store_path
         order = JobOrder(
             run=new_run_id(),
@@ -184,8 +189,9 @@ class _Call:
         FrameStore.open_or_create(path, request.spec, request.flight, request.settings, info=request.info)
         with StoreOwner.acquire(path, join=join) as owner:
             try:
-                store = FrameStore.open(path)
-                resume = compare(store, request.flight, request.settings)
+                if found is None or not stands(found.state, found.store.layout):
+                    found = Comparison.make(FrameStore.open(path), request.flight, request.settings)
+                store, resume = found.store, found.resume
                 if resume.differing and not (update or overwrite):
                     raise refuse_differing(path, resume)
                 resume = narrow(resume, request.wanted, overwrite=overwrite)
@@ -197,10 +203,10 @@ class _Call:
             except LandmarkError as error:
                 forget_new_store(order, error, shared=bool(owner.others()))
                 raise
-        return order, todo
+            return replace(order, todo=todo, state=state_of(store.layout))
 
-    def run(self, order: JobOrder, todo: Sequence[int], make: Callable[[], RenderCluster], detach: ExportOrder | None) -> RenderResult:
-        if not todo:
+    def run(self, order: JobOrder, make: Callable[[], RenderCluster], detach: ExportOrder | None) -> RenderResult:
+        if not order.todo:
             return drive(order, _NoStation(self.sinks))
         if self.stop.is_set():
             return outcome(order, FrameStore.open(order.store), interrupted=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.chunks import FrameChunk, format_frame_ranges
+from landmark_batch.frames.resume import Comparison
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.itinerary import count_chunks
 from landmark_batch.workflows.machine import Placement, group_shape
@@ -29,7 +30,7 @@ class RenderPlan:
     --update or --overwrite replaces, difference: why in words. moved: frames that only change their place.
     bytes_todo: of what is missing, uncompressed; bytes_expected: as this store's frames compress, None before its first.
     placement: None where an existing cluster decides. worker_memory: bytes, a process included. speed: measured before, else None.
-    probe: some of these frames, measured; then request.costs holds the seconds of all.
+    probe: some of these frames, measured; then request.costs holds the seconds of all. found: in the store, with all its records.
     """
 
     request: RenderRequest
@@ -48,6 +49,7 @@ class RenderPlan:
     speed: Speed | None
     warnings: tuple[str, ...]
     probe: Probe | None = None
+    found: Comparison | None = field(default=None, compare=False, repr=False)
 
     @property
     def job(self) -> RenderJob:

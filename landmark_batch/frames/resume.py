@@ -7,19 +7,21 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+import xxhash
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import FramesDifferError, StoreError
 from landmark_batch.object_client import ObjectStoreError
-from landmark_batch.object_path import StorePath
+from landmark_batch.object_path import ObjectPath, StorePath
 
 from .fence import read_fence
 from .fingerprint import FrameSettings, flight_fingerprints, frame_fingerprint, settings_difference
 from .inventory import check_frame
-from .layout import chunk_name, file_sizes
+from .layout import StoreLayout, chunk_name, file_sizes
 from .records import FrameRecord
 from .sealed import DamagedError, read_sealed
 from .store import FrameStore
@@ -58,6 +60,59 @@ class ResumePlan:
 
     def error(self, path: StorePath) -> FramesDifferError:
         return FramesDifferError(f"{path}: {self.describe()}", remedy="--update replaces them, -o NEW.zarr keeps them")
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """By what it is known that a store holds what it held. generation: of its fence. definition, damaged: digests of these files.
+
+    ledger: (name, bytes) of its logs. Every commit and discard lengthens a log, every job and discard raises the generation.
+    """
+
+    generation: int
+    definition: str
+    damaged: str
+    ledger: tuple[tuple[str, int], ...]
+
+
+def state_of(layout: StoreLayout) -> StoreState | None:
+    """The state of a store now; None where it is damaged or in the midst of a change of flight. Reads three small files and sizes."""
+    try:
+        generation = read_fence(layout).generation  # first: what changes after this shows in it or in the ledger
+        if layout.journal.exists():
+            return None
+        definition = xxhash.xxh3_128_hexdigest(layout.definition.read_bytes())
+        damaged = xxhash.xxh3_128_hexdigest(layout.damaged.read_bytes()) if layout.damaged.exists() else ""
+        return StoreState(generation, definition, damaged, tuple(sorted(_log_sizes(layout.ledger).items())))
+    except (OSError, StoreError):
+        return None
+
+
+def _log_sizes(folder: StorePath) -> dict[str, int]:
+    if isinstance(folder, ObjectPath):
+        return dict(folder.sizes())
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries}
+
+
+def stands(before: StoreState | None, layout: StoreLayout) -> bool:
+    """Whether nothing has changed in a store since, but that the caller has taken it (which raises its generation once)."""
+    return before is not None and state_of(layout) == replace(before, generation=before.generation + 1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found, and the state of the store in which that holds. store: with its ledger read."""
+
+    store: FrameStore
+    resume: ResumePlan
+    state: StoreState | None
+
+    @classmethod
+    def make(cls, store: FrameStore, flight: Flight, settings: FrameSettings) -> Self:
+        """Raises as `compare`."""
+        state = state_of(store.layout)
+        return cls(store, compare(store, flight, settings), state)
 
 
 def compare(store: FrameStore, flight: Flight, settings: FrameSettings) -> ResumePlan:
