@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future as ThreadFuture
 from multiprocessing import resource_tracker, spawn
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
+import distributed.utils
 from distributed import Client, LocalCluster
 from distributed.nanny import Nanny
 from distributed.security import Security
@@ -28,6 +29,9 @@ from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.nanny import RenderNanny
 from landmark_batch.workflows.order import JobOrder
 from landmark_batch.workflows.worker import DRIVER_RESOURCE, RenderProcess, gpu_environment
+
+if TYPE_CHECKING:
+    from landmark_batch.workflows.warm import WarmStart
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +147,19 @@ async def _no_restart(nannies: list[Nanny]) -> None:
         nanny.close_gracefully(reason="landmark-batch-kill")
 
 
-def start_cluster(placement: Placement, *, log: Path | None = None, dashboard: bool = True) -> RenderCluster:
+def start_cluster(placement: Placement, *, log: Path | None = None, dashboard: bool = True, warm: WarmStart | None = None) -> RenderCluster:
     """A scheduler in this process and `placement.workers` worker processes, listening on the loopback interface only.
+
+    warm: workers on a CPU are forked from its process, which is to live as long as the cluster; others start from nothing.
 
     Worker processes end when this process does, however it ends. They never see the terminal's Ctrl-C, and they do not
     import the caller's main module (so a script needs no main guard). Raises GroupError where they do not come up.
     """
     exits = contextlib.ExitStack()
     exits.enter_context(dask.config.set({**SETTINGS, "distributed.diagnostics.nvml": bool(placement.gpus)}))
+    if warm is not None and not placement.gpus:
+        setattr(distributed.utils, "_forkserver_preload_set", True)  # noqa: B010  else Dask imports pandas here, to have it preloaded
+        exits.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}))
     exits.enter_context(_main_stays_out())
     port = DASHBOARD_PORT if dashboard and _port_is_free(DASHBOARD_PORT) else 0
     try:

@@ -79,7 +79,7 @@ def describe_machine(root: Path = Path("/")) -> Machine:
     import torch
 
     gpus, trouble = _torch_gpus()
-    present = _gpus_present(root)
+    present = gpus_present(root)
     problem = None
     if present and not gpus and not _hidden():
         problem = trouble or ("this torch was built without CUDA" if torch.version.cuda is None else "torch.cuda finds no device")
@@ -134,7 +134,7 @@ def own_memory(device: str) -> tuple[int, int]:
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), host // max(1, _gpus_present(Path("/")))
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), host // max(1, gpus_present(Path("/")))
     share = host // usable_cores()
     return share, share
 
@@ -259,7 +259,7 @@ def _hidden() -> bool:
     return gpus_hidden()
 
 
-def _gpus_present(root: Path) -> int:
+def gpus_present(root: Path) -> int:
     """NVIDIA GPUs by the driver's own files, so that a machine whose torch is blind is not taken for one without GPUs."""
     listed = len(list(root.glob("proc/driver/nvidia/gpus/*")))
     return listed or sum(path.name.removeprefix("nvidia").isdigit() for path in root.glob("dev/nvidia*"))

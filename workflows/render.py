@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from landmark_batch.workflows.cluster import RenderCluster
     from landmark_batch.workflows.handle import DriverHandle
+    from landmark_batch.workflows.warm import WarmStart
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def run_render(
     machine: Machine | None = None,
     request: RenderRequest | None = None,
     cluster: Callable[[Callable[[], bool]], RenderCluster] | None = None,
+    warm: WarmStart | None = None,
 ) -> RenderResult:
     """Render what is missing of a job, here or on a running cluster.
 
@@ -106,6 +108,7 @@ def run_render(
     once, and the store stays good. exports: called once with (frames wanted, frames to render) when the store is the job's and
     nothing is rendered yet; what it returns gets every event too (an ExportSession; end it yourself). log: file of the job's log,
     default `job.log_path`. profile: every worker writes a Chrome trace beside the log. request: resolved already (benches).
+    warm: has begun already; workers on this machine's cores are forked from it.
 
     Returns what happened. Raises whatever `make_plan` refuses, StoreBusyError, DiskFullError while writing, CheckpointError from a
     worker, GroupError when no worker can go on: finished frames stand, the same call resumes.
@@ -135,7 +138,7 @@ def run_render(
         elif plan.placement is None:
             made = join_cluster(str(scheduler), security=security)
         else:
-            made = start_cluster(plan.placement, log=order.log, dashboard=dashboard)
+            made = start_cluster(plan.placement, log=order.log, dashboard=dashboard, warm=warm)
         clock.done("workers")
         logger.info("%s", clock)
         return made

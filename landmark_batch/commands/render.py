@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from landmark_batch.commands.common import count_of, human_bytes, human_time, pa
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.job_source import JobCommand, JobRequest, going_on, job_options, read_job
 from landmark_batch.commands.progress import ProgressSink
+from landmark_batch.commands.start_up import FewCollections, warm_workers
 from landmark_batch.commands.tls_options import read_tls, tls_options
 from landmark_batch.errors import ConfigError, RenderInterrupted
+from landmark_batch.events import EventSink
 from landmark_batch.object_path import StorePath
 
 if TYPE_CHECKING:
@@ -63,6 +65,11 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     Frames that stand in the store are kept; the same command goes on after an interruption. Exit codes: 0 done, 2 bad input,
     3 frames are missing, 130 interrupted.
     """
+    with FewCollections() as collections, warm_workers(flags) as warm:
+        _command(ctx, flags, sinks=[collections], warm=warm)
+
+
+def _command(ctx: click.Context, flags: Mapping[str, Any], **more: Any) -> None:
     request = ordered(read_job(ctx, flags), flags["order"])
     credentials = read_tls(flags)
     if flags["detach"] and flags["scheduler"] is None:
@@ -73,11 +80,11 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     options |= {"images": flags["png"], "video": flags["video"], "dashboard": not flags["no_dashboard"]}
     options["latest"] = not flags["no_latest"]
     options["profile"] = flags["profile"] or request.timeline
-    options |= {"security": credentials.security() if credentials is not None else None, "detached": flags["detach"]}
+    options |= {"security": credentials.security() if credentials is not None else None, "detached": flags["detach"], **more}
     if flags["slurm"] is not None:
         request, asked = ask_slurm(flags["slurm"], request, dashboard=not flags["no_dashboard"])
         options |= asked
-    elif flags["scheduler"] is None and run_in_slurm(ctx, request, options, lambda found, more: run_job(found, going_on(ctx), **more)):
+    elif flags["scheduler"] is None and run_in_slurm(ctx, request, options, lambda found, there: run_job(found, going_on(ctx), **there)):
         return
     run_job(request, going_on(ctx), **options)
 
@@ -93,12 +100,13 @@ def run_job(
     detached: bool = False,
     profile: bool = False,
     wrote: Sequence[Path] = (),
+    sinks: Sequence[EventSink] = (),
     **options: Any,
 ) -> None:
     """Render a job with progress, Ctrl-C, exports and a last word. again: the command line that goes on. latest: keep NAME.latest.jpg.
 
-    wrote: paths written before, listed too. options: those of `run_render`. Raises LandmarkError kinds; RenderInterrupted and
-    RenderIncompleteError when frames are missing at the end.
+    wrote: paths written before, listed too. sinks: get its events too. options: those of `run_render`. Raises LandmarkError kinds;
+    RenderInterrupted and RenderIncompleteError when frames are missing at the end.
     """
     from landmark_batch.cameras.formats import flight_of_job
     from landmark_batch.workflows.export import check_exports
@@ -128,7 +136,7 @@ def run_job(
                 exports = open_exports if (images or video or latest) and not detached else None
                 if detached:
                     options["detach"] = ExportOrder(images=images, video=video, allow_8bit=allow_8bit, latest=latest)
-                result = run_render(job, sinks=[progress], stop=interrupts.stop, exports=exports, **options)
+                result = run_render(job, sinks=[progress, *sinks], stop=interrupts.stop, exports=exports, **options)
             interrupts.graceful = False
             exported = None if result.state == "interrupted" else _finish(sessions)
         finally:
