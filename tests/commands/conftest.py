@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def without_processes(patch: pytest.MonkeyPatch) -> None:
     from landmark_batch.workflows import cluster
 
     patch.setattr(cluster, "start_cluster", lambda placement, **_: InlineCluster(placement.workers))
+    patch.setattr("landmark_batch.commands.render.warm_workers", lambda _: nullcontext())
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from landmark_batch.errors import FramesDifferError, StaleWriterError, StoreBusy
 from landmark_batch.frames.adopt import adopt
 from landmark_batch.frames.fingerprint import FrameSettings, flight_fingerprints
 from landmark_batch.frames.owner import StoreOwner
-from landmark_batch.frames.resume import ResumePlan, compare
+from landmark_batch.frames.resume import ResumePlan, StoreState, compare, stands, state_of
 from landmark_batch.frames.spec import StoreInfo
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
@@ -245,3 +245,48 @@ def test_plan_is_made_of_a_store_that_others_changed(path: Path) -> None:
     render(path, longer, SETTINGS)
     assert compare(store, longer, SETTINGS).done == tuple(range(9))
     assert store.spec.frames == 9
+
+
+# -- a comparison that still holds
+
+
+def state_then(path: Path) -> StoreState:
+    state = state_of(FrameStore.open(path).layout)
+    assert state is not None
+    return state
+
+
+def test_a_store_that_nobody_changed_is_as_it_was(path: Path) -> None:
+    render(path, FLIGHT, SETTINGS, only=range(4))
+    before = state_then(path)
+    with StoreOwner.acquire(path) as owner:
+        assert stands(before, owner.layout)
+    with StoreOwner.acquire(path) as owner:
+        assert not stands(before, owner.layout), "another job had it meanwhile"
+    assert not stands(None, owner.layout)
+
+
+@pytest.mark.parametrize("change", ["commit", "discard", "damage", "settings", "flight", "fence", "definition"])
+def test_what_changes_a_store_shows_in_its_state(path: Path, change: str) -> None:
+    render(path, FLIGHT, SETTINGS, only=range(4))
+    store = FrameStore.open(path)
+    before, layout = state_then(path), store.layout
+    if change == "commit":
+        commit(store, [4], flight_fingerprints(SETTINGS, FLIGHT), worker="late")  # of a job that ends just now
+    elif change == "discard":
+        store.discard([0], "test")
+    elif change == "damage":
+        store.chunk_file("depth", 1).write_bytes(store.chunk_file("depth", 0).read_bytes())
+        verify_store(path)
+    elif change == "settings":
+        dataclasses.replace(store.definition, settings="other").save(layout.definition)
+    elif change == "flight":
+        layout.journal.write_bytes(b"")  # a change of flight was cut short: taking the store will finish it
+    elif change == "fence":
+        layout.fence.write_bytes(b"damaged")
+    else:
+        layout.definition.unlink()
+    assert state_of(layout) != before
+    if change in ("commit", "discard", "damage", "settings"):
+        with StoreOwner.acquire(path):
+            assert not stands(before, layout)

@@ -1,0 +1,61 @@
+"""What `render` does before its job is planned, and how it takes that back."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from landmark_batch.commands.start_up import FewCollections, warm_workers
+from landmark_batch.events import JobStarted
+from landmark_batch.workflows import machine
+from tests.commands.conftest import Run
+from tests.workflows.test_warm import servers
+
+FLAGS: dict[str, Any] = {"scheduler": None, "slurm": None, "device": None}
+
+
+def test_collections_are_few_until_the_job_starts() -> None:
+    before = gc.get_threshold()
+    with FewCollections() as collections:
+        assert gc.get_threshold() > before
+        collections(JobStarted("city", "city.zarr", 4, 4, 2, 1, "torch", None))
+        assert gc.get_threshold() == before
+        frozen = gc.get_freeze_count()
+        assert frozen > 10_000, "all that is imported"
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() < frozen
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "begun"),
+    [
+        ({}, 0, True),
+        ({"scheduler": "tcp://host:1"}, 0, False),
+        ({"slurm": Path("slurm.toml")}, 0, False),
+        ({}, 1, False),
+        ({"device": "cpu"}, 1, True),
+    ],
+)
+def test_workers_are_made_ready_for_cores_of_this_machine(
+    flags: dict[str, Any], gpus: int, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpus_present", lambda _: gpus)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    environment = dict(os.environ)
+    with warm_workers({**FLAGS, **flags}) as warm:
+        assert (warm is not None) is begun
+        assert len(servers()) == begun
+        assert dict(os.environ) == environment
+    assert not servers()
+
+
+def test_a_refused_job_leaves_no_process_and_no_word_of_one(run: Run, park: Path) -> None:
+    refused = run("render", park, "--set", "parallel.gpus=[7]", "--set", "parallel.device=cuda")
+    assert refused.code == 2
+    assert len(refused.err.strip().splitlines()) <= 2, refused.err
+    assert not servers()
+    assert not (park.parent / "park.zarr").exists()

@@ -1,0 +1,69 @@
+"""WarmStart: workers that are forked with everything imported, a process that goes whenever it is told to."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import psutil
+import pytest
+from distributed import Client
+
+from landmark_batch.workflows.cluster import start_cluster
+from landmark_batch.workflows.machine import Placement
+from landmark_batch.workflows.warm import WarmStart
+from tests.workflows.processes import tree
+
+PLACEMENT = Placement("cpu", 1, (), "here")
+
+
+def servers() -> list[int]:
+    """Fork servers below this process."""
+    found = []
+    for pid in tree(os.getpid())[1:]:
+        try:
+            if "multiprocessing.forkserver" in " ".join(psutil.Process(pid).cmdline()):
+                found.append(pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def about() -> tuple[int, bool]:
+    """(the parent of this process, whether what a worker needs is imported)."""
+    modules = ("torch", "landmark_batch.model.renderer", "landmark_batch.workflows.preloaded")
+    return os.getppid(), all(name in sys.modules for name in modules)
+
+
+def renderers(client: Client) -> list[str]:
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return [address for address, info in workers.items() if info["name"] != "driver"]
+
+
+def test_workers_are_forked_from_it_and_it_leaves_nothing() -> None:
+    with WarmStart() as warm:
+        assert warm.running
+        (server,) = servers()
+        cluster = start_cluster(PLACEMENT, dashboard=False, warm=warm)
+        try:
+            (found,) = cluster.client.run(about, workers=renderers(cluster.client)).values()
+        finally:
+            cluster.close()
+        assert found == (server, True)
+        assert psutil.Process(server).num_threads() == 1, "what forks has one thread"
+    assert not servers()
+
+
+def test_it_goes_while_it_still_imports() -> None:
+    with pytest.raises(KeyboardInterrupt), WarmStart():
+        assert len(servers()) == 1
+        raise KeyboardInterrupt
+    assert not servers()
+
+
+def test_the_fork_server_of_another_is_left_alone() -> None:
+    with WarmStart() as first:
+        with WarmStart() as second:
+            assert (first.running, second.running) == (True, False)
+        assert len(servers()) == 1
+    assert not servers()
