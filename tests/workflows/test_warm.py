@@ -40,7 +40,8 @@ def renderers(client: Client) -> list[str]:
     return [address for address, info in workers.items() if info["name"] != "driver"]
 
 
-def test_workers_are_forked_from_it_and_it_leaves_nothing() -> None:
+def test_workers_are_forked_from_it_and_it_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # as `render` does
     with WarmStart() as warm:
         assert warm.running
         (server,) = servers()
