@@ -295,12 +295,10 @@ class _Call:
         logger.warning("the scheduler at %s went away: waiting for it to come back", cluster.address)
         until = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < until and not self.stop.is_set():
-            try:
+            with suppress(OSError):
                 if cluster.has_driver():
                     order = replace(order, run=new_run_id(), created=False, patience=90.0)
                     return order, cluster.start(order, self._events.put)
-            except OSError:
-                pass
             time.sleep(1.0)
         raise GroupError(
             f"the scheduler at {cluster.address} went away and did not come back in {PATIENCE_SECONDS:.0f} s",
