@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.object_server import bucket as bucket
@@ -93,3 +96,21 @@ def usual_scheduling() -> Iterator[None]:
     yield
     if hasattr(os, "sched_getscheduler"):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Gives the fork servers that were begun below this process since. Those of other tests are put aside meanwhile."""
+    for name in ("_forkserver_address", "_forkserver_alive_fd", "_forkserver_pid"):
+        monkeypatch.setattr(getattr(forkserver, "_forkserver"), name, None)  # noqa: B009
+    before = _fork_servers()
+    return lambda: sorted(_fork_servers() - before)
+
+
+def _fork_servers() -> set[int]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "multiprocessing.forkserver" in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from landmark_batch.commands.start_up import FewCollections, warm_workers
 from landmark_batch.events import JobStarted
 from landmark_batch.workflows import machine
 from tests.commands.conftest import Run
-from tests.workflows.test_warm import servers
+from tests.workflows.processes import until
 
+Servers = Callable[[], list[int]]
 FLAGS: dict[str, Any] = {"scheduler": None, "slurm": None, "device": None}
 
 
@@ -41,19 +43,19 @@ def test_collections_are_few_until_the_job_starts() -> None:
     ],
 )
 def test_workers_are_made_ready_for_cores_of_this_machine(
-    flags: dict[str, Any], gpus: int, begun: bool, monkeypatch: pytest.MonkeyPatch
+    flags: dict[str, Any], gpus: int, begun: bool, monkeypatch: pytest.MonkeyPatch, servers: Servers
 ) -> None:
     monkeypatch.setattr(machine, "gpus_present", lambda _: gpus)
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     environment = dict(os.environ)
     with warm_workers({**FLAGS, **flags}) as warm:
         assert (warm is not None) is begun
-        assert len(servers()) == begun
+        until(lambda: len(servers()) == begun)
         assert dict(os.environ) == environment
     assert not servers()
 
 
-def test_a_refused_job_leaves_no_process_and_no_word_of_one(run: Run, park: Path) -> None:
+def test_a_refused_job_leaves_no_process_and_no_word_of_one(run: Run, park: Path, servers: Servers) -> None:
     (park.parent / "park.zarr").mkdir()
     (park.parent / "park.zarr" / "notes.txt").write_text("mine")
     refused = run("render", park)

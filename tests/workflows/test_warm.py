@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -12,21 +13,10 @@ from distributed import Client
 from landmark_batch.workflows.cluster import start_cluster
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.warm import WarmStart
-from tests.workflows.processes import tree
+from tests.workflows.processes import until
 
 PLACEMENT = Placement("cpu", 1, (), "here")
-
-
-def servers() -> list[int]:
-    """Fork servers below this process."""
-    found = []
-    for pid in tree(os.getpid())[1:]:
-        try:
-            if "multiprocessing.forkserver" in " ".join(psutil.Process(pid).cmdline()):
-                found.append(pid)
-        except psutil.Error:
-            continue
-    return found
+Servers = Callable[[], list[int]]
 
 
 def about() -> tuple[int, bool]:
@@ -40,11 +30,11 @@ def renderers(client: Client) -> list[str]:
     return [address for address, info in workers.items() if info["name"] != "driver"]
 
 
-def test_workers_are_forked_from_it_and_it_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_forked_from_it_and_it_leaves_nothing(monkeypatch: pytest.MonkeyPatch, servers: Servers) -> None:
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # as `render` does
     with WarmStart() as warm:
         assert warm.running
-        (server,) = servers()
+        (server,) = until(servers)
         cluster = start_cluster(PLACEMENT, dashboard=False, warm=warm)
         try:
             (found,) = cluster.client.run(about, workers=renderers(cluster.client)).values()
@@ -55,16 +45,16 @@ def test_workers_are_forked_from_it_and_it_leaves_nothing(monkeypatch: pytest.Mo
     assert not servers()
 
 
-def test_it_goes_while_it_still_imports() -> None:
+def test_it_goes_while_it_still_imports(servers: Servers) -> None:
     with pytest.raises(KeyboardInterrupt), WarmStart():
-        assert len(servers()) == 1
+        until(servers)
         raise KeyboardInterrupt
     assert not servers()
 
 
-def test_the_fork_server_of_another_is_left_alone() -> None:
+def test_the_fork_server_of_another_is_left_alone(servers: Servers) -> None:
     with WarmStart() as first:
         with WarmStart() as second:
             assert (first.running, second.running) == (True, False)
-        assert len(servers()) == 1
+        assert len(until(servers)) == 1
     assert not servers()
