@@ -90,7 +90,8 @@ class PoisonedPose(WorkerPlugin):  # type: ignore[misc]
         self.c2w, self.how, self.rank = np.asarray(c2w)[:3], how, rank
 
     def setup(self, worker: Worker) -> None:
-        threading.Thread(target=self._patch, daemon=True).start()  # torch takes seconds, the loop must not wait
+        self._thread = threading.Thread(target=self._patch, daemon=True)  # torch takes seconds, the loop must not wait
+        self._thread.start()
 
     def _patch(self) -> None:
         from landmark_batch.parallel.renderer import GroupRenderer
@@ -108,6 +109,7 @@ class PoisonedPose(WorkerPlugin):  # type: ignore[misc]
         self._restore = lambda: setattr(GroupRenderer, "_render", original)
 
     def teardown(self, worker: Worker) -> None:
+        self._thread.join()  # of a process that has just begun
         self._restore()
 
 

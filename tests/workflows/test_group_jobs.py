@@ -152,7 +152,7 @@ def test_a_job_of_higher_priority_passes(fleet: Fleet, group_job: MakeJob) -> No
 @pytest.mark.chaos
 def test_a_host_that_drains_and_comes_back(fleet: Fleet, group_job: MakeJob) -> None:
     """SIGTERM: the chunk in hand is finished, exit 3, the partner is free. Late workers join it in a new group of the same job."""
-    job = group_job("drained", 2, 1, "cameras.frames=0-59", "sampling.samples=240")
+    job = group_job("drained", 2, 1, "cameras.frames=0-59", "sampling.samples=480")
     run = Run(fleet, job)
     run.until(lambda run: any("c-w0" in event.worker for event in run.begun()))
     assert fleet.terminate("c") == 3
