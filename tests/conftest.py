@@ -114,3 +114,14 @@ def _fork_servers() -> set[int]:
             if "multiprocessing.forkserver" in " ".join(process.cmdline()):
                 found.add(process.pid)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _any_dashboard_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dashboards of jobs in this process take a free port: those of tests beside it want the usual one, and Dask leaves the socket open
+    that it could not have.
+    """
+    for name in ("cluster", "slurm_cluster"):
+        module = sys.modules.get(f"landmark_batch.workflows.{name}")
+        if module is not None:
+            monkeypatch.setattr(module, "DASHBOARD_PORT", 0)

@@ -19,7 +19,7 @@ from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.trace_share import busy_shares, traces_of
 
-FRAMES = 8
+FRAMES = 24  # some seconds of rendering: workers tell twice a second
 
 Seen = dict[str, list[dict[str, Any]]]
 
@@ -54,7 +54,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 def test_queues_and_busy_shares_are_metrics_and_a_trace_shows_each_stage(make_job: Callable[..., RenderJob], seen: Seen) -> None:
-    job = make_job("cameras.width=64", "cameras.height=36", "sampling.samples=128", f"cameras.frames=0-{FRAMES - 1}", "parallel.workers=1")
+    job = make_job("cameras.width=64", "cameras.height=36", "sampling.samples=384", f"cameras.frames=0-{FRAMES - 1}", "parallel.workers=1")
     assert run_render(job, profile=True).state == "complete"
     rendering = [values for values in seen["w0"] if values["role"] == "worker"]
     assert rendering
