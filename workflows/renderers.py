@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from landmark_batch.fetching.route import Route
     from landmark_batch.fetching.shared_reads import SharedReads
     from landmark_batch.model.fused import FusedRenderer
+    from landmark_batch.model.output import BegunFrame
     from landmark_batch.model.renderer import Renderer
     from landmark_batch.model.runtime import KernelSource
     from landmark_batch.model.settings import RenderSettings
@@ -104,6 +105,17 @@ class ResidentRenderer:
         self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
     ) -> RenderedFrame:
         return self.renderer.render(c2w, intrinsics, width, height)
+
+
+class FusedResidentRenderer(ResidentRenderer):
+    """One that may have begun the next frame when it gives one."""
+
+    renderer: FusedRenderer
+
+    def begin(
+        self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
+    ) -> BegunFrame:
+        return self.renderer.begin(c2w, intrinsics, width, height)
 
 
 def open_renderer(
@@ -231,7 +243,7 @@ def _open_scene(
     weights, settings = _load(job, device, threads, kernels, None)
     if settings.runtime == "fused" and device == "cuda":
         memory = choice.batch if choice is not None else None
-        return ResidentRenderer(FusedRenderer(weights, settings, torch.device(device), launches, memory=memory)), device
+        return FusedResidentRenderer(FusedRenderer(weights, settings, torch.device(device), launches, memory=memory)), device
     return ResidentRenderer(Renderer(weights, settings, torch.device(device))), device
 
 

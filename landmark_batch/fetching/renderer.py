@@ -15,12 +15,12 @@ from torch import Tensor
 
 from landmark_batch import kernels
 from landmark_batch.kernels.tuning import Launches
-from landmark_batch.model.fused import TILE, FusedRenderer, tile_order
+from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
 from landmark_batch.model.output import RenderOutput, on_background
 from landmark_batch.model.passes import TilePasses
 from landmark_batch.model.renderer import Renderer, TileOutput
-from landmark_batch.model.tiles import tile_side
+from landmark_batch.model.tiles import WARP_TILE, tile_order, tile_side
 
 from .fetcher import Fetcher
 from .regions import Region
@@ -113,7 +113,7 @@ class FetchingRenderer:
             with fetcher.hold(blocks):
                 return renderer.render(c2w, intrinsics, width, height)
         if self._fused is not None:
-            regions = fetcher.regions(blocks, c2w, intrinsics, width, height, TILE)
+            regions = fetcher.regions(blocks, c2w, intrinsics, width, height, WARP_TILE)
             return self._join_rays(self._fused, regions, c2w, intrinsics, width, height)
         assert self._plain is not None
         unit = tile_side(fetcher.settings.samples, fetcher.device.type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from landmark_batch.model.blocks import BlockTables, cut_arguments
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import STORAGE
 from landmark_batch.model.frame_graph import FrameGraphs
-from landmark_batch.model.output import RenderOutput
+from landmark_batch.model.output import BegunFrame, RenderOutput
 from landmark_batch.model.profile import recording, span
 from landmark_batch.model.runtime import load_runtime
 from landmark_batch.model.sampling import Sampler, flat_box
 from landmark_batch.model.settings import RenderSettings
+from landmark_batch.model.tiles import tile_order
+from landmark_batch.model.transfer import HostWord
 from landmark_batch.scene.weights import SceneWeights
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,6 @@ RAYS = 2**21  # at most in a batch, unless the job says otherwise: a frame of 19
 MEMORY_SHARE = 0.25  # of the free memory, for the buffers of a batch
 MIN_RAYS = 2**12  # of a batch: below it a GPU is not filled
 TUNING_RAYS = 2**16  # fewer rays say little about launch shapes
-TILE = (8, 4)  # pixels a warp takes: neighbours share texels
 
 
 class FusedRenderer:
@@ -107,11 +108,45 @@ class FusedRenderer:
         with torch.inference_mode():
             order = tile_order(width, height, self.device)
             rgb, depth, alpha, counters = self._sums(c2w, intrinsics, width, order, order)
-            if self.settings.background == "white":
-                rgb = rgb.add_(1.0 - alpha[..., None])
-            return RenderOutput(
-                rgb.clamp_(0.0, 1.0).view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, {}
-            )
+            return self._output(rgb, depth, alpha, counters, width, height)
+
+    def begin(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> BegunFrame:
+        """`render`, whose `finish` gives the frame. Begin the next one before: the device then has it when this one ends."""
+        if self._launches is not None:  # the first frame is the one that launch shapes are chosen by
+            return BegunFrame(self.render(c2w, intrinsics, width, height))
+        with torch.inference_mode():
+            order = tile_order(width, height, self.device)
+            buffers = self._capacity, self._coloured_per_ray
+            try:
+                rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, order, order)
+            except torch.OutOfMemoryError:
+                return BegunFrame(self.render(c2w, intrinsics, width, height))
+            output = self._output(rgb, depth, alpha, {}, width, height)
+            told = HostWord(status)
+        return BegunFrame(output, lambda: self._finish(output, told, buffers, (c2w, intrinsics, width, height)))
+
+    def _finish(
+        self,
+        output: RenderOutput,
+        told: HostWord,
+        buffers: tuple[int, float],
+        camera: tuple[NDArray[np.floating], Sequence[float], int, int],
+    ) -> RenderOutput:
+        """A frame that was begun with these buffers; rendered again where they were too small."""
+        coloured, most, absent, survived, overfull = told.read()
+        if most > buffers[0] or overfull:
+            if buffers == (self._capacity, self._coloured_per_ray):  # else an earlier frame has let them grow already
+                self._grow(most, bool(overfull), coloured / output.depth.numel())
+            return self.render(*camera)
+        if absent:
+            raise _absent(absent)
+        return replace(output, counters=self._counters(output.depth.numel(), survived, coloured), after=told.over)
+
+    def _output(self, rgb: Tensor, depth: Tensor, alpha: Tensor, counters: dict[str, int], width: int, height: int) -> RenderOutput:
+        """A whole frame on its background."""
+        if self.settings.background == "white":
+            rgb = rgb.add_(1.0 - alpha[..., None])
+        return RenderOutput(rgb.clamp_(0.0, 1.0).view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, {})
 
     def render_pixels(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor
@@ -140,14 +175,16 @@ class FusedRenderer:
             coloured, most, absent, survived, overfull = (int(v) for v in status.tolist())  # waits for the frame
             if not self._grow(most, bool(overfull), coloured / count):
                 if absent:
-                    raise kernels.AbsentBlockError(f"{absent} samples lie in blocks that are not in memory")
+                    raise _absent(absent)
                 if self._launches is not None and count >= TUNING_RAYS:
                     self._tune(self._launches, c2w, intrinsics, width, pixels)
                 break
         else:
             rgb, depth, alpha = (torch.empty(0, *shape, device=self.device) for shape in ((3,), (), ()))
-        counters = {"rays": count, "samples": count * self.settings.samples, "survived": survived, "coloured": coloured}
-        return rgb, depth, alpha, counters
+        return rgb, depth, alpha, self._counters(count, survived, coloured)
+
+    def _counters(self, rays: int, survived: int, coloured: int) -> dict[str, int]:
+        return {"rays": rays, "samples": rays * self.settings.samples, "survived": survived, "coloured": coloured}
 
     def _shrink(self, count: int) -> bool:
         """After a device that was out of memory: half the rays at once. False where they are few already."""
@@ -302,11 +339,5 @@ class FusedRenderer:
         return rgb
 
 
-@lru_cache(maxsize=4)
-def tile_order(width: int, height: int, device: torch.device) -> Tensor:
-    """Pixel indices row * width + column [W * H] int64, tile by tile of 8 x 4 pixels."""
-    columns = torch.arange(width, device=device)
-    rows = torch.arange(height, device=device)
-    tile = (rows[:, None] // TILE[1]) * -(-width // TILE[0]) + columns // TILE[0]
-    inside = (rows[:, None] % TILE[1]) * TILE[0] + columns % TILE[0]
-    return (tile * (TILE[0] * TILE[1]) + inside).view(-1).argsort()
+def _absent(samples: int) -> kernels.AbsentBlockError:
+    return kernels.AbsentBlockError(f"{samples} samples lie in blocks that are not in memory")

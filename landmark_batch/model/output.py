@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ class RenderOutput:
 
     rgb: [H, W, 3] float32 in 0..1, on the background (transparent: premultiplied by alpha). depth: [H, W] float32, sum of
     weight * t. alpha: [H, W] float32, sum of weights. counters: rays, samples (rays * samples a ray), survived (inside the box and
-    the mask), coloured (above the weight threshold). stages: seconds by stage, summed over threads (CPU, or asked for).
+    the mask), coloured (above the weight threshold). stages: seconds by stage, summed over threads (CPU, or asked for). after: the event
+    after which the tensors are there, where the device's stream has gone on to other frames; None: all that it was told.
     """
 
     rgb: Tensor
@@ -32,6 +33,7 @@ class RenderOutput:
     alpha: Tensor
     counters: dict[str, int]
     stages: dict[str, float] = field(default_factory=dict)
+    after: torch.cuda.Event | None = None
 
     def numpy(self) -> dict[str, NDArray[np.float32]]:
         """rgb, depth and alpha as numpy arrays."""
@@ -42,13 +44,23 @@ class RenderOutput:
         `landmark_batch.model.quantise.quantise_begin`. The frame's tensors are not to be changed before it is finished.
         """
         rendered = {"rgb": self.rgb, "depth": self.depth, "alpha": self.alpha}
-        return quantise_begin(rendered, outputs, frame=frame, into=into)
+        return quantise_begin(rendered, outputs, frame=frame, into=into, after=self.after)
 
     def quantised(
         self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None
     ) -> dict[str, NDArray[Any]]:
         """The frame in a store's dtypes: `quantise_begin` and its `finish` in one."""
         return self.quantise_begin(outputs, frame=frame, into=into).finish()
+
+
+class BegunFrame:
+    """A frame that was begun. finish: waits for it, once. Raises AbsentBlockError and OutOfMemoryError."""
+
+    def __init__(self, output: RenderOutput, finish: Callable[[], RenderOutput] | None = None) -> None:
+        self._output, self._finish = output, finish
+
+    def finish(self) -> RenderOutput:
+        return self._output if self._finish is None else self._finish()
 
 
 class FrameBuffer:

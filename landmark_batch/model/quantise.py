@@ -61,12 +61,13 @@ def quantise_begin(
     *,
     frame: int,
     into: Mapping[str, NDArray[Any]] | None = None,
+    after: torch.cuda.Event | None = None,
 ) -> PendingPixels:
     """Have one frame put into host arrays of the store's dtypes; `finish` of what is returned gives them.
 
     rendered: 'rgb' [H, W, 3], 'depth' [H, W], 'alpha' [H, W], float32, on one device. Integers: floor(x · max + 0.5) after clamping
-    to 0..1, in float32. On a CUDA device the work goes to its side stream, behind all that the current stream was told so
-    far; this returns at once. On a CPU all is done in `finish`.
+    to 0..1, in float32. On a CUDA device the work goes to its side stream, behind `after`, or behind all that the current stream was
+    told so far; this returns at once. On a CPU all is done in `finish`.
     into: contiguous arrays of the outputs' shapes and dtypes that get the values, by name; default new ones. Pinned ones are written
     by the device itself, and hold pixels even of a frame that `finish` refuses; others are then as they were.
     Raises KeyError if an output was not rendered or has no array, TypeError or ValueError for an array of another dtype or shape.
@@ -77,7 +78,7 @@ def quantise_begin(
             _check_place(into[output.name], planes, output)
     device = parts[0][1][0].device if parts else torch.device("cpu")
     if device.type == "cuda":
-        return _DevicePixels(parts, frame, into, device)
+        return _DevicePixels(parts, frame, into, device, after)
     return _HostPixels(parts, frame, into)
 
 
@@ -102,12 +103,17 @@ class _HostPixels(PendingPixels):
 class _DevicePixels(PendingPixels):
     stage = "copy"
 
-    def __init__(self, parts: Parts, frame: int, into: Mapping[str, NDArray[Any]] | None, device: torch.device) -> None:
+    def __init__(
+        self, parts: Parts, frame: int, into: Mapping[str, NDArray[Any]] | None, device: torch.device, after: torch.cuda.Event | None
+    ) -> None:
         self._parts, self._frame, self._into = parts, frame, into
         places = [_pinned_place(into[output.name]) if into is not None else None for output, _ in parts]
         self._direct = [place is not None for place in places]
         side = side_stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        if after is not None:
+            side.wait_event(after)
+        else:
+            side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side), torch.inference_mode():
             for _, planes in parts:
                 for plane in planes:

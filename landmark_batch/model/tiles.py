@@ -7,6 +7,7 @@ one tile go through the ops together, so a pixel's bits cannot depend on batches
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 CPU_SAMPLES = 2**20  # of a tile, before any is dropped: few enough for a cache, enough to outweigh the cost of a call
 CUDA_SAMPLES = 2**23  # enough to fill a GPU
 MIN_SIDE, MAX_SIDE = 8, 256
+WARP_TILE = (8, 4)  # pixels that a warp of the fused kernels takes: neighbours share texels
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,13 @@ def frame_tiles(width: int, height: int, samples: int, kind: str) -> list[Tile]:
         for top in range(0, height, rows)
         for left in range(0, width, columns)
     ]
+
+
+@lru_cache(maxsize=4)
+def tile_order(width: int, height: int, device: torch.device) -> Tensor:
+    """Pixel indices row * width + column [W * H] int64, tile by tile of 8 x 4 pixels."""
+    columns = torch.arange(width, device=device)
+    rows = torch.arange(height, device=device)
+    tile = (rows[:, None] // WARP_TILE[1]) * -(-width // WARP_TILE[0]) + columns // WARP_TILE[0]
+    inside = (rows[:, None] % WARP_TILE[1]) * WARP_TILE[0] + columns % WARP_TILE[0]
+    return (tile * (WARP_TILE[0] * WARP_TILE[1]) + inside).view(-1).argsort()

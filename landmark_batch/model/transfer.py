@@ -35,7 +35,7 @@ class Fetch:
     """Tensors of one device on their way to the host, on the stream that is current when it is made.
 
     places: for each tensor, pinned host memory of its size that takes the values, or None for those that go, in one copy, through a
-    pinned buffer.
+    pinned buffer. over: the event after the last of it.
     """
 
     def __init__(self, tensors: Sequence[Tensor], places: Sequence[Tensor | None], device: torch.device) -> None:
@@ -53,18 +53,41 @@ class Fetch:
             else:
                 self._host.append(place.copy_(tensor, non_blocking=True))
         self._buffer[:size].copy_(packed, non_blocking=True)
-        self._over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self._over.record(torch.cuda.current_stream(device))
+        self.over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self.over.record(torch.cuda.current_stream(device))
 
     def wait(self) -> list[Tensor]:
         """The tensors on the host, once they are there. Those without a place of their own hold until `release`."""
-        self._over.synchronize()
+        self.over.synchronize()
         return self._host
 
     def release(self) -> None:
         """Give the buffer back, once, after `wait`."""
         self._host = []
         _BUFFERS.give(self._buffer)
+
+
+class HostWord:
+    """A few integers of a device on their way to the host. over: on a CUDA device, the event after all that its current stream was told
+    before they were asked for; None on a CPU.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values: Tensor | None = values
+        self._fetch: Fetch | None = None
+        self.over: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values, self._fetch = None, Fetch([values], [None], values.device)
+            self.over = self._fetch.over
+
+    def read(self) -> list[int]:
+        """Wait for them. Once."""
+        if self._fetch is None:
+            assert self._values is not None
+            return [int(value) for value in self._values.tolist()]
+        found = [int(value) for value in self._fetch.wait()[0].tolist()]
+        self._fetch.release()
+        return found
 
 
 def _part(packed: Tensor, start: int, like: Tensor) -> Tensor:

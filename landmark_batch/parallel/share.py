@@ -12,8 +12,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from landmark_batch.model.fused import tile_order
-from landmark_batch.model.tiles import Tile, frame_tiles, tile_side
+from landmark_batch.model.tiles import Tile, frame_tiles, tile_order, tile_side
 
 from .shape import GroupShape
 

@@ -18,10 +18,11 @@ from landmark_batch.fetching.renderer import region_order
 from landmark_batch.fetching.route import Route
 from landmark_batch.fetching.visibility import FrustumBlocks
 from landmark_batch.model import passes, tiles
-from landmark_batch.model.fused import FusedRenderer, tile_order
+from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
 from landmark_batch.model.passes import TilePasses
 from landmark_batch.model.renderer import Renderer
+from landmark_batch.model.tiles import tile_order
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.store import BlockStore
 from tests.parallel.test_fused_fetching import kernels_of_a_gpu, one_thread

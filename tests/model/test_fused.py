@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from landmark_batch.kernels import build, fused
-from landmark_batch.model.fused import FusedRenderer, tile_order
+from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.renderer import Renderer
+from landmark_batch.model.tiles import tile_order
 from landmark_batch.scene.checkpoint import load_scene
 from tests.factories import make_scene
 from tests.model.conftest import POSES, settings_for
