@@ -63,9 +63,8 @@ def _by_regions(request: RenderRequest, report: FetchReport, chunks: Sequence[Se
         return report
     from landmark_batch.fetching.crowded import crowded_loads, frame_regions
     from landmark_batch.fetching.visibility import FrustumBlocks
-    from landmark_batch.model.fused import TILE
     from landmark_batch.model.settings import resolve_settings
-    from landmark_batch.model.tiles import tile_side
+    from landmark_batch.model.tiles import WARP_TILE, tile_side
     from landmark_batch.scene.store import BlockStore
     from landmark_batch.workflows.worker import kernel_source
 
@@ -74,7 +73,7 @@ def _by_regions(request: RenderRequest, report: FetchReport, chunks: Sequence[Se
     settings = resolve_settings(request.job, store.config, device=request.device, kernels=kernel_source())
     frustum = FrustumBlocks(store.config, settings, store.mask(), store.division)
     fused = settings.runtime == "fused" and request.device == "cuda"
-    unit = TILE if fused else tile_side(settings.samples, request.device)
+    unit = WARP_TILE if fused else tile_side(settings.samples, request.device)
 
     def regions(frame: int) -> list[Region]:
         return frame_regions(frustum, flight.c2w[frame], flight.intrinsics[frame].tolist(), flight.width, flight.height, unit, slots)
