@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import PixelError
+from landmark_batch.kernels.rounding import quantise
 from landmark_batch.model.profile import span
-from landmark_batch.model.transfer import Fetch, side_stream
+from landmark_batch.model.transfer import ALIGN, Fetch, side_stream
 
 FLOAT16_MAX = 65504.0
 BAND = 2**15 - 1  # values converted at once on a CPU: one more, and torch would share them out to its threads
@@ -119,8 +120,8 @@ class _DevicePixels(PendingPixels):
                 for plane in planes:
                     plane.record_stream(side)  # its memory is not another's before the side stream has read it
             with span("quantise", device):
-                wrong = torch.stack([_wrong(planes, output) for output, planes in parts])
-                values = [converted(planes, output) for output, planes in parts]
+                wrong = torch.zeros(len(parts), dtype=torch.int32, device=device)
+                values = [_rounded(planes, output, wrong, index) for index, (output, planes) in enumerate(parts)]
             with span("copy", device):
                 self._fetch = Fetch([wrong, *values], [None, *places], device)
 
@@ -173,7 +174,23 @@ def _planes(rendered: Mapping[str, Tensor], output: Output) -> list[Tensor]:
 def _wrong(planes: Sequence[Tensor], output: Output) -> Tensor:
     """Whether a value of these planes cannot be stored: bool, on the device."""
     largest = torch.stack([plane.abs().amax() if plane.numel() else plane.new_zeros(()) for plane in planes]).amax()  # NaN stays NaN
-    return ~(largest <= (FLOAT16_MAX if output.dtype == "float16" else torch.finfo(torch.float32).max))
+    return ~(largest <= _largest(output))
+
+
+def _rounded(planes: Sequence[Tensor], output: Output, wrong: Tensor, index: int) -> Tensor:
+    """`converted`, and `_wrong` in wrong[index], by one op."""
+    colour, *alpha = (
+        plane if plane.is_contiguous() and plane.data_ptr() % ALIGN == 0 else plane.clone(memory_format=torch.contiguous_format)
+        for plane in planes
+    )
+    shape = colour.shape if not alpha else (*colour.shape[:2], 4)
+    values = torch.empty(shape, dtype=STORED[output.dtype], device=colour.device)
+    quantise(colour, alpha[0] if alpha else None, _largest(output), values, wrong, index)
+    return values
+
+
+def _largest(output: Output) -> float:
+    return FLOAT16_MAX if output.dtype == "float16" else torch.finfo(torch.float32).max
 
 
 def converted(planes: Sequence[Tensor], output: Output) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from landmark_batch.errors import PixelError
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
+from landmark_batch.kernels import build
 from landmark_batch.model.output import RenderOutput
 from landmark_batch.model.transfer import pinned_array
 
@@ -33,8 +34,10 @@ GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 def output_of(rendered: dict[str, NDArray[np.float32]], device: str) -> RenderOutput:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        assert build.load("cuda").loaded
     return RenderOutput(*(torch.from_numpy(rendered[name].copy()).to(device) for name in ("rgb", "depth", "alpha")), counters={})
 
 

@@ -118,6 +118,8 @@ struct LmFeatures {
     float* features;     // [count, outputs]
 };
 
+enum { LM_UINT8, LM_UINT16, LM_FLOAT16, LM_FLOAT32 };  // what lm_quantise makes
+
 // Launch shapes: 0 is the default; others are named where they are compiled. Bits do not depend on them.
 #ifdef __cplusplus
 extern "C" {
@@ -129,6 +131,8 @@ int lm_shade(const LmShade* arguments, int shape, int multiprocessors, cudaStrea
 int lm_shade_matrices(int tables);  // halves of the packed matrices for this many tables of 48 channels
 int lm_shade_bytes(int tables);     // shared memory a block of lm_shade needs
 int lm_features(const LmFeatures* arguments, int multiprocessors, int shared_bytes, cudaStream_t stream);  // shared_bytes: that a block may have
+// values: count floats, or with alpha 3/4 of count; every fourth value is then alpha's. wrong: set to 1 by a magnitude past limit.
+int lm_quantise(const float* values, const float* alpha, int64_t count, float limit, int kind, void* out, int* wrong, cudaStream_t stream);
 int lm_resolve(const float4* colour, const int* offset, const int* found, int count, int64_t list_capacity, float* rgb, cudaStream_t stream);
 
 // Parts: sums of `found` before each ray, a block of 1024 rays at a time (offset) and of the blocks (sums); status[0] their total,

@@ -256,6 +256,32 @@ Tensor features(const Tensor& rays, const Tensor& list, int64_t count, c10::Arra
     return out;
 }
 
+// quantise(values [..., C], alpha, limit, out, wrong [n] int32, index): out gets the values in its type, wrong[index] 1 where one cannot be stored
+void quantise(const Tensor& values, const OptionalTensor& alpha, double limit, Tensor out, Tensor wrong, int64_t index) {
+    const c10::cuda::CUDAGuard guard(values.device());
+    const int64_t count = out.numel();
+    TORCH_CHECK(values.scalar_type() == at::kFloat && values.is_contiguous() && out.is_contiguous() && wrong.scalar_type() == at::kInt && wrong.is_contiguous() && index >= 0 &&
+                    index < wrong.numel(),
+                "values: float32, contiguous, as out is; wrong: int32, of more than ", index, " values");
+    TORCH_CHECK(reinterpret_cast<uintptr_t>(values.data_ptr()) % 16 == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % 16 == 0, "values and out: at multiples of 16 bytes");
+    if (alpha.has_value()) {
+        TORCH_CHECK(alpha->scalar_type() == at::kFloat && alpha->is_contiguous() && values.numel() == 3 * alpha->numel() && count == 4 * alpha->numel(), "alpha: one float32 a pixel");
+    } else {
+        TORCH_CHECK(values.numel() == count, "out: as many values as there are");
+    }
+    int kind = LM_FLOAT32;
+    switch (out.scalar_type()) {
+        case at::kByte: kind = LM_UINT8; break;
+        case at::kShort: kind = LM_UINT16; break;
+        case at::kHalf: kind = LM_FLOAT16; break;
+        case at::kFloat: break;
+        default: TORCH_CHECK(false, "out: uint8, int16 (of unsigned values), float16 or float32");
+    }
+    check(lm_quantise(data<float>(values), alpha.has_value() ? data<float>(*alpha) : nullptr, count, static_cast<float>(limit), kind, data<void>(out), data<int>(wrong) + index,
+                      c10::cuda::getCurrentCUDAStream()),
+          "quantise");
+}
+
 bool shade_fits(int64_t tables) {
     return tables >= 0 && tables <= 3 && lm_shade_bytes(static_cast<int>(tables)) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
@@ -275,4 +301,5 @@ TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
     m.impl("shade_features", &shade_features);
     m.impl("features", &features);
     m.impl("resolve", &resolve);
+    m.impl("quantise", &quantise);
 }

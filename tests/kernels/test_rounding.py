@@ -1,0 +1,79 @@
+"""`quantise`: the bits of frames.pixels.quantise, and no value that cannot be stored goes unseen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from landmark_batch.frames.pixels import quantise as on_the_host
+from landmark_batch.frames.spec import OutputSpec
+from landmark_batch.kernels import build
+from landmark_batch.kernels.rounding import quantise
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = {"uint8": torch.uint8, "uint16": torch.int16, "float16": torch.float16, "float32": torch.float32}
+LIMITS = {"float16": 65504.0}
+LARGEST = torch.finfo(torch.float32).max
+SIZES = [(1, 1), (1, 2), (3, 7), (17, 61), (64, 48)]  # of a frame: 4 does not divide them all, nor 1024
+
+
+def usable(device: str) -> None:
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        status = build.load("cuda")
+        assert status.loaded, status.reason
+
+
+def floats(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))) * 1.5 - 0.25
+
+
+def call(device: str, dtype: str, colour: Tensor, alpha: Tensor | None) -> tuple[Tensor, list[int]]:
+    shape = colour.shape if alpha is None else (*colour.shape[:-1], 4)
+    out = torch.full(shape, 77, dtype=DTYPES[dtype], device=device)
+    wrong = torch.zeros(3, dtype=torch.int32, device=device)
+    there = None if alpha is None else alpha.to(device)
+    quantise(colour.to(device), there, LIMITS.get(dtype, LARGEST), out, wrong, 1)
+    return out.cpu(), wrong.tolist()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_bits_of_the_host(device: str, dtype: str, size: tuple[int, int]) -> None:
+    usable(device)
+    rgb, alpha = floats(*size, 3), floats(*size)
+    for channels in (3, 4):
+        frame = {"rgb": rgb.numpy(), "depth": alpha.numpy(), "alpha": alpha.numpy()}
+        (expected,) = on_the_host(frame, [OutputSpec("rgb", dtype, channels)], frame=0).values()
+        out, wrong = call(device, dtype, rgb, alpha if channels == 4 else None)
+        assert out.numpy().view(expected.dtype).tobytes() == np.ascontiguousarray(expected).tobytes() and wrong == [0, 0, 0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 65505.0])
+def test_one_value_that_cannot_be_stored(device: str, dtype: str, bad: float) -> None:
+    usable(device)
+    expected = [0, int(bad != 65505.0 or dtype == "float16"), 0]
+    for size in SIZES:
+        for place in {0, size[0] * size[1] // 2, size[0] * size[1] - 1}:
+            rgb, alpha = floats(*size, 3), floats(*size)
+            rgb.view(-1, 3)[place, 2] = bad
+            assert call(device, dtype, rgb, None)[1] == expected
+            assert call(device, dtype, rgb, alpha)[1] == expected
+            alpha.view(-1)[place] = bad
+            assert call(device, dtype, floats(*size, 3), alpha)[1] == expected
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_opcheck(device: str) -> None:
+    usable(device)
+    for alpha in (None, floats(5, 7).to(device)):
+        out = torch.zeros(5, 7, 3 if alpha is None else 4, dtype=torch.uint8, device=device)
+        wrong = torch.zeros(2, dtype=torch.int32, device=device)
+        torch.library.opcheck(torch.ops.landmark_batch.quantise.default, (floats(5, 7, 3).to(device), alpha, LARGEST, out, wrong, 0))
