@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FRAME = "frame"
+_HOST = {"frame": "frame", "profiler": "profiler"}  # ranges of the host that count by themselves
 STEPS = frozenset(  # of rendering on a CPU, as the renderers name them; not what waits for other ranks
     (
         *("rays", "march", "density", "march and density", "weigh", "image"),
@@ -30,24 +30,26 @@ class BusyShare:
 
 
 def busy_shares(events: Iterable[Mapping[str, Any]]) -> list[BusyShare]:
-    """Shares of one process by the events of its trace; none where nothing was rendered. Ranges that overlap count once."""
-    found: dict[str, list[Interval]] = {"device": [], "kernel": [], "step": [], "frame": []}
+    """Shares of one process by the events of its trace; none where nothing was rendered. Ranges that overlap count once. Time in which
+    all waited for the profiler of kernels does not count.
+    """
+    found: dict[str, list[Interval]] = {"device": [], "kernel": [], "step": [], "frame": [], "profiler": []}
     for event in events:
         if event.get("ph") != "X":
             continue
         kind = str(event.get("cat", ""))
         if kind == "host":
-            kind = "frame" if event["name"] == FRAME else "step" if event["name"] in STEPS else ""
+            kind = _HOST.get(event["name"], "step" if event["name"] in STEPS else "")
         if kind in found:
             begin = float(event["ts"]) * 1e-6
             found[kind].append((begin, begin + float(event["dur"]) * 1e-6))
     shares = []
     if found["device"]:
-        shares.append(_share("GPU", found["device"], [*found["frame"], *found["device"]]))
+        shares.append(_share("GPU", found["device"], [*found["frame"], *found["device"]], found["profiler"]))
         if found["kernel"]:
-            shares.append(_share("GPU kernels", found["kernel"], found["kernel"]))
+            shares.append(_share("GPU kernels", found["kernel"], found["kernel"], ()))
     elif found["step"] or found["frame"]:
-        shares.append(_share("renderer", found["step"] or found["frame"], found["frame"] or found["step"]))
+        shares.append(_share("renderer", found["step"] or found["frame"], found["frame"] or found["step"], ()))
     return [share for share in shares if share.seconds > 0]
 
 
@@ -88,11 +90,26 @@ def traces_of(log: Path, since: float = 0.0) -> list[Path]:
     return [path for path in sorted(log.parent.glob(f"{log.stem}.*.trace.json")) if path.stat().st_mtime >= since]
 
 
-def _share(what: str, ranges: Sequence[Interval], bounds: Sequence[Interval]) -> BusyShare:
+def _share(what: str, ranges: Sequence[Interval], bounds: Sequence[Interval], lost: Sequence[Interval]) -> BusyShare:
+    """lost: when nothing could be rendered; what a device still did meanwhile counts neither."""
     low, high = min(begin for begin, _ in bounds), max(end for _, end in bounds)
-    busy, until = 0.0, low
+    apart = _union(lost, low, high)
+    seconds = high - low - _length(apart)
+    busy = _length(_union([*ranges, *apart], low, high)) - _length(apart)
+    return BusyShare(what, busy / seconds if seconds > 0 else 0.0, seconds)
+
+
+def _union(ranges: Iterable[Interval], low: float, high: float) -> list[Interval]:
+    """The same times within low and high, ascending, none of them twice."""
+    found: list[Interval] = []
+    until = low
     for begin, end in sorted(ranges):
         begin, end = max(begin, until), min(end, high)
         if end > begin:
-            busy, until = busy + end - begin, end
-    return BusyShare(what, busy / (high - low) if high > low else 0.0, high - low)
+            found.append((begin, end))
+            until = end
+    return found
+
+
+def _length(ranges: Iterable[Interval]) -> float:
+    return sum(end - begin for begin, end in ranges)

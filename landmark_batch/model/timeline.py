@@ -22,7 +22,9 @@ from landmark_batch.model.profile import Range, Recorder
 
 LIMIT = 500_000  # events of a file: what a viewer still opens
 FLUSH_SECONDS = 2.0
+PROFILER = "profiler"  # range of a thread that stands still while kernels begin to be recorded, or their records are written
 KERNEL_SECONDS = 5.0  # of a job, for which every kernel of the GPU is recorded
+_NOTICEABLE = 1e-3  # seconds of it that are told
 
 _log = logging.getLogger(__name__)
 
@@ -67,9 +69,13 @@ class Timeline(Recorder):
 
     def anchor(self, device: torch.device) -> None:
         super().anchor(device)
+        began = time.perf_counter()
         with self._lock:
-            for found in self._kernels.poll():
+            ranges = self._kernels.poll()
+            for found in ranges:
                 self.receive(found)
+        if time.perf_counter() - began > _NOTICEABLE:
+            self.mark(PROFILER, began, time.perf_counter())
 
     def close(self) -> None:
         super().close()

@@ -33,6 +33,8 @@ def test_a_gpus_ranges_count_once_however_many_streams_they_are_on() -> None:
         {"name": "thread_name", "ph": "M", "tid": 1, "args": {"name": "render"}},
     ]
     assert close(busy_shares(events), ("GPU", 3.0 / 5.0, 5.0))
+    waited = event("profiler", "host", 1.75, 1.5)  # the GPU still worked for 1.25 s of it
+    assert close(busy_shares([*events, waited]), ("GPU", 1.75 / 3.5, 3.5))
     kernels = [event("march", "kernel", 1.0, 0.5), event("march", "kernel", 2.0, 0.25), event("Memcpy", "kernel", 2.125, 0.875)]
     assert close(busy_shares([*events, *kernels]), ("GPU", 0.6, 5.0), ("GPU kernels", 0.75, 2.0))
 
