@@ -1,4 +1,4 @@
-"""What workers on a CPU have in memory from their first moment: imported once, in the process that they are forked from (`warm`).
+"""What workers have in memory from their first moment: imported once, in the process that they are forked from (`warm`).
 
 Nothing here may start a thread, take a lock that processes would share, or touch a GPU: none of these survives a fork.
 """
@@ -11,6 +11,7 @@ import gc
 with contextlib.suppress(Exception):  # what cannot be imported here fails in the worker, which has a log to say so in
     import distributed.nanny  # noqa: F401
 
+    import landmark_batch.model.fused
     import landmark_batch.model.renderer
     import landmark_batch.scene.checkpoint
     import landmark_batch.workflows.nanny

@@ -1,7 +1,6 @@
 """WarmStart: a process that imports what workers need while their job is still being planned; they are forked from it.
 
-Workers on a CPU only: theirs is the start that imports make long, and what forks must never have touched a GPU. It is Python's own
-fork server, alone in its process: it runs one thread, and renders nothing.
+It is Python's own fork server, alone in its process: it runs one thread, renders nothing and never touches a GPU, which no fork survives.
 """
 
 from __future__ import annotations

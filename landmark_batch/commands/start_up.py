@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -46,14 +45,12 @@ class FewCollections:
 
 @contextlib.contextmanager
 def warm_workers(flags: Mapping[str, Any]) -> Iterator[WarmStart | None]:
-    """While it lasts, a process imports what workers need, where they will be forked here: not on a cluster, not for GPUs.
+    """While it lasts, a process imports what workers need, where they will be forked here: not on a cluster.
 
     flags: of `render`. Gives None where there is none.
     """
-    from landmark_batch.workflows.machine import gpus_present
-
     elsewhere = flags["scheduler"] is not None or flags["slurm"] is not None or "SLURM_PROCID" in os.environ
-    if elsewhere or (gpus_present(Path("/")) and flags["device"] != "cpu"):
+    if elsewhere:
         yield None
         return
     from landmark_batch.workflows.warm import WarmStart
