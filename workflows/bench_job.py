@@ -69,7 +69,7 @@ class JobBench:
         alone = self._run("the job, overlap off", self._beside("alone", overlap=False))
         self._tell_rates(bare, plain, images, alone)
         self._tell_memory(plain)
-        self._tell_disk(plain)
+        self._tell_disk(bare, plain)
         self._devices()
 
     @property
@@ -147,12 +147,13 @@ class JobBench:
         if len(watch.at) > 1 and watch.at[1].rss[1]:
             self.found.bar("memory of workers, end / a quarter of the run", watch.at[-1].rss[1] / watch.at[1].rss[1], FLAT_BAR)
 
-    def _tell_disk(self, plain: JobRun) -> None:
+    def _tell_disk(self, bare: float, plain: JobRun) -> None:
         found = self.found
         found.tell("the disk")
-        rate, needed = disk_rate(self.folder), plain.bytes / plain.wall
+        rate, wrote, needed = disk_rate(self.folder), plain.bytes / plain.wall, plain.bytes / bare
         found.add(PART, "disk, files of the frames' size, fsynced", rate / 1e6, "MB/s", f"in {self.folder}")
-        found.add(PART, "  the job wrote", needed / 1e6, "MB/s", f"{100 * needed / rate:.0f} % of that")
+        found.add(PART, "  the job wrote", wrote / 1e6, "MB/s", f"{100 * wrote / rate:.0f} % of that")
+        found.add(PART, "  bare rendering makes", needed / 1e6, "MB/s", f"{100 * needed / rate:.0f} % of it")
         if needed < DISK_SHARE * rate:
             return
         if not os.access(MEMORY_FILES, os.W_OK) or shutil.disk_usage(MEMORY_FILES).free < 4 * plain.bytes:
@@ -160,9 +161,21 @@ class JobBench:
             return
         with tempfile.TemporaryDirectory(prefix="landmark-batch-bench-", dir=MEMORY_FILES) as folder:
             memory = self._run(f"the job, its store in {MEMORY_FILES}", self._beside("memory", folder=Path(folder)))
+            images = None
+            if self._has_rgb:
+                what = f"the job with PNG export, both in {MEMORY_FILES}"
+                images = self._run(what, self._beside("memory-images", folder=Path(folder)), images=True)
         found.add(
             PART, "  on a memory file system", memory.rate, "frames/s", f"{memory.wall:.2f} s; {plain.wall / memory.wall:.2f} × as fast"
         )
+        found.add(PART, "    over bare rendering", memory.wall / bare, "× the time")
+        if images is not None:
+            found.add(PART, "    with PNG export beside it", images.rate, "frames/s", f"{images.wall:.2f} s, first frame to last image")
+            found.add(PART, "    over bare rendering", images.wall / bare, "× the time")
+        if self.placement.gpus:
+            found.bar("on a memory file system, job / bare rendering", memory.wall / bare, JOB_BAR)
+            if images is not None:
+                found.bar("on a memory file system, job with PNG export / bare rendering", images.wall / bare, EXPORT_BAR)
 
     def _devices(self) -> None:
         """The whole job on 1, 2, 4, ... of several devices."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import LandmarkError
@@ -18,9 +20,11 @@ from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.export import image_settings, video_settings
+from landmark_batch.workflows.machine import gpus_present
 
 _log = logging.getLogger(__name__)
-_BATCH = 16  # frames a lane takes before it looks whether it is to stop
+_BATCH = 8  # frames a thread of a lane takes before the lane looks whether it is to stop
+_BUSY_THREADS = 2  # for images, beside workers that use every core
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,14 @@ class ExportResult:
     images: tuple[ImageReport, ...]
     video: VideoReport | None
     notes: tuple[str, ...] = ()
+
+
+def image_threads(job: RenderJob) -> int:
+    """For images beside a job on this machine: its GPUs leave most cores free."""
+    asked = job.parallel.device
+    if asked == "cpu" or (asked == "auto" and not gpus_present(Path("/"))):
+        return _BUSY_THREADS
+    return max(_BUSY_THREADS, len(os.sched_getaffinity(0)) * 3 // 4)
 
 
 class _Lane:
@@ -125,15 +137,16 @@ class ExportSession:
         video: bool = False,
         allow_8bit: bool = False,
         latest: bool = True,
-        workers: int = 2,
+        workers: int | None = None,
     ) -> ExportSession:
         """For a render: with images every output of the store as [images] says, with video rgb as [video] says.
 
         latest: keep NAME.latest.jpg up to date.
-        workers: image threads.
+        workers: image threads; None: two, or three quarters of the cores where GPUs render.
         Raises StoreError or ConfigError as the exporters do; `check_exports` finds these before a store is made.
         """
         source = open_source(job.store_path)
+        workers = image_threads(job) if workers is None else workers
         exporters = [
             ImageExporter(source, job.images_dir / output, image_settings(job, output, allow_8bit=allow_8bit), workers=workers)
             for output in (source.outputs if images else ())
@@ -192,10 +205,10 @@ class ExportSession:
             return ExportResult(images, None, (note,))
         return ExportResult(images, self._video.export(self._wanted, workers=1))
 
-    def _batches(self, done: set[int]) -> Iterable[list[int]]:
+    def _batches(self, done: set[int], size: int) -> Iterable[list[int]]:
         while not self._stop.is_set():
             with self._lock:
-                todo = sorted(self._ready - done)[:_BATCH]
+                todo = sorted(self._ready - done)[:size]
             if not todo:
                 return
             yield todo
@@ -207,7 +220,7 @@ class ExportSession:
                 if last and not self._stop.is_set() and self._ready:
                     self._reports[number] = exporter.export(self._ready)
                 continue
-            for batch in self._batches(done):
+            for batch in self._batches(done, _BATCH * exporter.workers):
                 report = exporter.export(batch)
                 done.update(batch)
                 earlier = self._reports[number]

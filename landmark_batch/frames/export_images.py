@@ -67,7 +67,7 @@ class ImageExporter:
         self.folder = Path(folder)
         self.settings = settings or ImageSettings()
         self.notes = tuple(self.settings.check_source(source))
-        self._workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))
+        self.workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))
         self._paths = image_paths(
             self.folder,
             self.settings.pattern,
@@ -131,10 +131,10 @@ class ImageExporter:
         results: dict[int, int | None] = {}
         waiting = iter(digests)
         hand: dict[Future[int | None], int] = {}
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="images")
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
         try:
             while True:
-                while len(hand) < 2 * self._workers and (frame := next(waiting, None)) is not None:
+                while len(hand) < 2 * self.workers and (frame := next(waiting, None)) is not None:
                     hand[pool.submit(self._one, frame, digests[frame], near, far, force)] = frame
                 if not hand:
                     return results
