@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -211,8 +211,9 @@ class FetchingSection(Section):
 class OutputSection(Section):
     """store: the Zarr store, a folder or a URL. rgb, depth, alpha: a dtype, false for none, true for uint8, float32, uint8.
 
-    chunk_frames: frames a task. frames_per_shard: fixed at the store's creation. order: in which frames come; 'auto' is 'space' where
-    blocks are fetched, else 'time'. compressor: 'jpegxl' is lossless, for integers, and needs imagecodecs.
+    chunk_frames: frames a task; 'auto' is 8, on a GPU 4 to 32 by the bytes of a frame, fewer in a short job. frames_per_shard: fixed at
+    the store's creation. order: in which frames come; 'auto' is 'space' where blocks are fetched, else 'time'. compressor: 'jpegxl' is
+    lossless, for integers, and needs imagecodecs.
     """
 
     store: Path | str | None = None  # a str is a URL
@@ -220,7 +221,7 @@ class OutputSection(Section):
     depth: FloatDtype | Literal[False] = False
     alpha: Dtype | Literal[False] = False
     background: Literal["white", "black", "transparent"] = "white"
-    chunk_frames: int = Field(default=8, ge=1, le=100_000)
+    chunk_frames: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
     frames_per_shard: int = Field(default=1, ge=1, le=10_000)
     order: FrameOrder = "auto"
     compressor: Literal["auto", "none", "lz4", "zstd", "jpegxl"] = "auto"

@@ -71,7 +71,7 @@ _KEYS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("depth", "false", 'along the view axis, scene units: "float16", "float32", true (= float32)'),
         ("alpha", "false", 'coverage 0 to 1: "uint8", "uint16", "float16", "float32", true (= uint8)'),
         ("background", '"white"', '"white", "black" or "transparent" (premultiplied RGBA)'),
-        ("chunk_frames", "8", "frames rendered and committed together"),
+        ("chunk_frames", '"auto"', 'frames rendered and committed together; "auto" = 8, on a GPU 4 to 32 by their bytes'),
         ("frames_per_shard", "1", "frames a file; fixed once the store is made"),
         ("order", '"auto"', '"time", "space" (by fetched blocks), "coarse-to-fine" (every 2^k-th frame first); "auto" = what loads least'),
         ("compressor", '"auto"', '"auto" (= "lz4"), "none", "lz4", "zstd", "jpegxl" (lossless; densest, slow to read, an extra package)'),

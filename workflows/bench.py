@@ -19,6 +19,7 @@ from landmark_batch.workflows.bench_commands import Launch, start_up, time_comma
 from landmark_batch.workflows.bench_job import JobBench, place
 from landmark_batch.workflows.bench_report import BenchReport, Findings, Tell
 from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
+from landmark_batch.workflows.in_hand import chunk_frames
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
 from landmark_batch.workflows.request import scene_request
 
@@ -151,7 +152,7 @@ class _Bench:
         reading = writing = 0.0
         size = 0
         with target.writer("bench") as writer:
-            for chunk in split_frames(wanted, max(self.job.output.chunk_frames, spec.commit_unit)):
+            for chunk in split_frames(wanted, max(chunk_frames(self.request), spec.commit_unit)):
                 before = time.perf_counter()
                 pixels = {name: np.stack([store.read(name, frame) for frame in chunk.frames]) for name in spec.names}
                 reading += time.perf_counter() - before

@@ -15,6 +15,7 @@ from landmark_batch.chunks import split_frames
 from landmark_batch.errors import ConfigError
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.in_hand import chunk_frames
 from landmark_batch.workflows.itinerary import route_chunks
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
 from landmark_batch.workflows.request import RenderRequest, scene_request
@@ -140,7 +141,7 @@ def bench_fetching(job: RenderJob, *, frames: int | None = None, machine: Machin
             f"{job.scene.checkpoint}: {'a checkpoint' if blocks is None else 'held whole'}: nothing is fetched",
             remedy="name a block store (`landmark-batch convert`) and leave fetching.mode out",
         )
-    chunks = split_frames(request.wanted, job.output.chunk_frames)
+    chunks = split_frames(request.wanted, chunk_frames(request))
     route = route_chunks(request, chunks, 1)
     order = [frame for chunk in route.chunks for frame in chunk.frames]
     counts = [len(blocks.seen.of(frame)) for frame in order]

@@ -25,6 +25,7 @@ from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.events import Event
 from landmark_batch.workflows.handle import DriverHandle, TaskHandle, ThreadHandle
 from landmark_batch.workflows.heartbeat import DriverWorker
+from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.nanny import RenderNanny
 from landmark_batch.workflows.order import JobOrder
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 DASHBOARD_PORT = 8787
-THREADS = 2  # of a worker: one chunk is rendered while the one before it is being written
 _NANNY_PROCESS = "Dask Worker process"
 
 SETTINGS: dict[str, Any] = {
@@ -66,7 +66,7 @@ class _RenderCluster(LocalCluster):  # type: ignore[misc]
     def __init__(self, placement: Placement, log: Path | None, **kwargs: Any) -> None:
         self._placement = placement
         self._log_file = log
-        super().__init__(n_workers=0, threads_per_worker=THREADS, processes=True, **kwargs)
+        super().__init__(n_workers=0, threads_per_worker=CHUNKS, processes=True, **kwargs)
         for _ in range(placement.workers):
             self.worker_spec.update(self.new_worker_spec())
         self.worker_spec["driver"] = {"cls": DriverWorker, "options": _driver_options(self.new_spec["options"])}
@@ -150,14 +150,14 @@ async def _no_restart(nannies: list[Nanny]) -> None:
 def start_cluster(placement: Placement, *, log: Path | None = None, dashboard: bool = True, warm: WarmStart | None = None) -> RenderCluster:
     """A scheduler in this process and `placement.workers` worker processes, listening on the loopback interface only.
 
-    warm: workers on a CPU are forked from its process, which is to live as long as the cluster; others start from nothing.
+    warm: workers are forked from its process, which is to live as long as the cluster; None: each starts from nothing.
 
     Worker processes end when this process does, however it ends. They never see the terminal's Ctrl-C, and they do not
     import the caller's main module (so a script needs no main guard). Raises GroupError where they do not come up.
     """
     exits = contextlib.ExitStack()
     exits.enter_context(dask.config.set({**SETTINGS, "distributed.diagnostics.nvml": bool(placement.gpus)}))
-    if warm is not None and not placement.gpus:
+    if warm is not None:
         setattr(distributed.utils, "_forkserver_preload_set", True)  # noqa: B010  else Dask imports pandas here, to have it preloaded
         exits.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}))
     exits.enter_context(_main_stays_out())

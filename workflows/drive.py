@@ -27,6 +27,7 @@ from landmark_batch.workflows.builds import note_build
 from landmark_batch.workflows.costs import cut_chunks
 from landmark_batch.workflows.driver import Driver
 from landmark_batch.workflows.graph import RenderGraph
+from landmark_batch.workflows.in_hand import CHUNKS, PASSING
 from landmark_batch.workflows.itinerary import count_chunks, route_chunks
 from landmark_batch.workflows.joblog import events_logger, job_log
 from landmark_batch.workflows.machine import group_shape
@@ -41,8 +42,6 @@ from landmark_batch.workflows.snapshot import ROUTE_FILE, JobSnapshot, remove_de
 logger = logging.getLogger(__name__)
 
 DONE_SECONDS = 15.0  # between two updates of the store's `done` array, for those who look on
-DEPTH = 2  # chunks in a worker's hand: one it renders, one waiting beside it
-PASSING_DEPTH = 3  # of a job before others: with one more that waits, no moment is left in which another job's chunk begins
 SILENCE_SECONDS = 90.0  # for a store in an object store: past the minute after which a silent owner is dead
 OTHERS_SECONDS = 2.0  # between two looks at what processes that share the store have finished
 
@@ -168,7 +167,7 @@ class _Drive:
                 chunks,
                 emit=lambda event: self._emit(event, store, owner),
                 steering=Steering(folder),
-                depth=PASSING_DEPTH if self.job.parallel.priority > 0 else DEPTH,
+                depth=PASSING if self.job.parallel.priority > 0 else CHUNKS,
                 costs=route.costs if route.costs is not None else self._chunk_costs(chunks),
                 render_timeout=self.job.parallel.render_timeout,
             )

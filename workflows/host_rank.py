@@ -18,8 +18,9 @@ from typing import Any, Literal
 import dask
 from distributed.protocol.pickle import dumps
 
-from landmark_batch.workflows.cluster import SETTINGS, THREADS
+from landmark_batch.workflows.cluster import SETTINGS
 from landmark_batch.workflows.hosts import LOOPBACK_PAGE, Rank, end_process, own_host, quiet_dask
+from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.nanny import RenderNanny, die_with_parent
 from landmark_batch.workflows.worker import begin_drain, drained
 
@@ -65,7 +66,7 @@ async def _serve(rank: Rank, link: Connection, drain_seconds: float) -> None:
             rank.scheduler,
             name=rank.name,
             host=own_host(rank.scheduler),
-            nthreads=THREADS,
+            nthreads=CHUNKS,
             env=rank.env,
             security=rank.tls.security() if rank.tls else None,
             memory_limit=0,

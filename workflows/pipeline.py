@@ -1,7 +1,7 @@
 """FramePipeline: frames of a chunk from the renderer into arrays that are about to be written. What is not rendering runs beside it.
 
 render (and rounding's launch) in the task's thread → at most COPYING frames → one thread that waits for the device, rounds what came
-from a CPU and copies → the chunk's arrays, of which CHUNKS sets exist: one is rendered into while the other is encoded and written.
+from a CPU and copies → the chunk's arrays, of which CHUNKS sets exist: one is rendered into while the others are encoded and written.
 Where a stage is slow, those before it wait; nothing grows.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
+from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.load import LoadMeter
 from landmark_batch.workflows.ranges import COPIES, RENDER, mark, on_track
 from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 AHEAD = 1  # frames that a renderer has begun beyond the one that is taken
 COPYING = 2  # frames that are rendered and not yet in their arrays
-CHUNKS = 2  # chunks, or parts of them, whose pixels are in memory
 _NOTICEABLE = 1e-4  # seconds of waiting that a trace shows
 
 Pixels: TypeAlias = dict[str, NDArray[Any]]

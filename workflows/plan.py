@@ -22,6 +22,7 @@ from landmark_batch.job import RenderJob
 from landmark_batch.object_path import ObjectPath, StorePath
 from landmark_batch.workflows.builds import Build, other_build, this_build
 from landmark_batch.workflows.costs import FrameCosts, cut_chunks, frame_costs
+from landmark_batch.workflows.in_hand import CHUNKS, COMMIT_BYTES, chunk_frames
 from landmark_batch.workflows.machine import Machine, Placement, choose_device, describe_machine, group_shape, place_workers
 from landmark_batch.workflows.measured import Speed, SpeedKey, recall_probe, recall_speed
 from landmark_batch.workflows.memory_check import check_memory
@@ -156,7 +157,7 @@ def _look(path: StorePath, request: RenderRequest) -> Comparison | None:
 def _split(
     request: RenderRequest, spec: StoreSpec, machine: Machine, todo: tuple[int, ...], scheduler: str | None, costs: FrameCosts | None
 ) -> tuple[tuple[FrameChunk, ...], Placement | None, list[str]]:
-    asked = request.job.output.chunk_frames
+    asked = chunk_frames(request)
     if scheduler is not None:
         return tuple(cut_chunks(todo, chunk_size(len(todo), asked, spec.commit_unit, 1), spec.commit_unit, costs)), None, []
     memory = worker_memory(request, ())
@@ -169,8 +170,8 @@ def _split(
 
 def worker_memory(request: RenderRequest, chunks: Iterable[FrameChunk]) -> int:
     """Bytes a worker is expected to hold, its process and its pixels included. chunks: () where they are not cut yet."""
-    held = max((len(chunk.frames) for chunk in chunks), default=request.job.output.chunk_frames)
-    buffers = 2 * min(held * request.spec.bytes_per_frame, 256 * 2**20)
+    held = max((len(chunk.frames) for chunk in chunks), default=chunk_frames(request))
+    buffers = CHUNKS * min(held * request.spec.bytes_per_frame, COMMIT_BYTES)
     return PROCESS_BYTES + request.worker_memory + buffers
 
 

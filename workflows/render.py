@@ -179,7 +179,7 @@ class _Call:
         order = JobOrder(
             run=new_run_id(),
             request=request,
-            chunk_frames=max((len(chunk.frames) for chunk in plan.chunks), default=plan.job.output.chunk_frames),
+            chunk_frames=plan.chunk_frames,
             placement=plan.placement,
             log=self.log,
             join=join,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from landmark_batch.chunks import FrameChunk, format_frame_ranges
 from landmark_batch.frames.resume import Comparison
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.in_hand import chunk_frames
 from landmark_batch.workflows.itinerary import count_chunks
 from landmark_batch.workflows.machine import Placement, group_shape
 from landmark_batch.workflows.measured import Speed
@@ -61,6 +62,11 @@ class RenderPlan:
         return count_chunks(self.request, self.chunks)
 
     @property
+    def chunk_frames(self) -> int:
+        """Frames of the largest chunk, or of a usual one where nothing is to do."""
+        return max((len(chunk.frames) for chunk in self.chunks), default=chunk_frames(self.request))
+
+    @property
     def seconds(self) -> float | None:
         """Wall time of rendering what is to do, start-up left out; None if nothing was measured on this machine before."""
         if self.probe is not None:
@@ -107,7 +113,7 @@ class RenderPlan:
             "height": request.spec.height,
             "outputs": {output.name: output.dtype for output in request.spec.outputs},
             "chunks": self.chunk_count,
-            "chunk_frames": max((len(chunk.frames) for chunk in self.chunks), default=0),
+            "chunk_frames": self.chunk_frames,
             "bytes": self.bytes_todo,
             "bytes_expected": self.bytes_expected,
             "disk_free": self.disk_free,

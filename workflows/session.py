@@ -21,6 +21,7 @@ from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.writer import FrameWriter
 from landmark_batch.object_path import StorePath
+from landmark_batch.workflows.in_hand import COMMIT_BYTES
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
 from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline, rendered_frames
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from landmark_batch.model.timeline import Timeline
 
 logger = logging.getLogger(__name__)
-
-COMMIT_BYTES = 256 * 2**20  # pixels a worker holds before it commits them; larger chunks are committed in parts
 
 
 class SetupError(Exception):
@@ -56,7 +55,7 @@ class ChunkError(Exception):
 
 
 class RenderSession:
-    """What `render_chunk` works with. Two threads may call `render`: one chunk is rendered while the one before it is being committed,
+    """What `render_chunk` works with. Several threads may call `render`: one chunk is rendered while those before it are being committed,
     unless the job says `parallel.overlap = false`: then nothing is done beside anything else, with the same pixels.
 
     chunk: what is being rendered now, '' while idle. broken: a CUDA error other than out-of-memory has left this process's
@@ -94,7 +93,9 @@ class RenderSession:
         self._worker = worker
         self._poses = opened.poses
         self._lenses = opened.lenses
-        self._writers: dict[int, FrameWriter] = {}
+        self._writers: list[FrameWriter] = []
+        self._resting: dict[int, list[FrameWriter]] = {}  # by attempt: those that commit nothing now
+        self._hiring = threading.Lock()
         overlap = snapshot.render_job().parallel.overlap
         self._alone: AbstractContextManager[object] = nullcontext() if overlap else threading.Lock()
         self._overlap = overlap
@@ -126,13 +127,14 @@ class RenderSession:
 
     def load(self) -> dict[str, float]:
         """How full and how busy it is, for whoever looks on; see FramePipeline.load. files_waiting: of commits, not yet written."""
-        return {**self._pipeline.load(), "files_waiting": sum(writer.waiting for writer in list(self._writers.values()))}
+        return {**self._pipeline.load(), "files_waiting": sum(writer.waiting for writer in list(self._writers))}
 
     def close(self) -> None:
         with self._rendering:
-            for writer in self._writers.values():
+            for writer in self._writers:
                 writer.close()
             self._writers.clear()
+            self._resting.clear()
             self._pipeline.close()
             close = getattr(self._renderer, "close", None)
             if close is not None and not self._group:  # a group's is closed by its member
@@ -205,8 +207,8 @@ class RenderSession:
             with filled:
                 pixels = filled.finish()
                 seconds, told = stages["render"] - told, stages["render"]
-                with on_track(COMMIT), span("commit"):
-                    receipt = self._writer(attempt).commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
+                with on_track(COMMIT), span("commit"), self._writer(attempt) as writer:
+                    receipt = writer.commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
             queue = {"frames": max(queue["frames"], filled.most), "chunks": max(queue["chunks"], filled.chunks)}
             stages["encode"] += receipt.encode_seconds
             stages["write"] += receipt.write_seconds - receipt.encode_seconds
@@ -292,12 +294,22 @@ class RenderSession:
                 raise
             raise GroupLostError(f"group {self._group} cannot render frames {format_frame_ranges(frames)}") from error
 
-    def _writer(self, attempt: int) -> FrameWriter:
-        if attempt not in self._writers:
-            writer = self._store.writer(self._worker, attempt, self._epoch, group=self._group, generation=self._generation)
-            writer.tell = mark
-            self._writers[attempt] = writer
-        return self._writers[attempt]
+    @contextmanager
+    def _writer(self, attempt: int) -> Iterator[FrameWriter]:
+        """One that nobody else has: a writer's commits come one after another."""
+        with self._hiring:
+            resting = self._resting.setdefault(attempt, [])
+            if not resting:
+                writer = self._store.writer(self._worker, attempt, self._epoch, group=self._group, generation=self._generation)
+                writer.tell = mark
+                self._writers.append(writer)
+                resting.append(writer)
+            chosen = resting.pop()
+        try:
+            yield chosen
+        finally:
+            with self._hiring:
+                resting.append(chosen)
 
 
 class _Closed:

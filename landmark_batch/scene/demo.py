@@ -157,5 +157,4 @@ store = "{NAME}.zarr"
 rgb = "uint8"
 depth = false  # or "float32": scene units along the view axis
 background = "white"
-chunk_frames = 4  # frames that are rendered and committed together
 """

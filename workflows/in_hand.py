@@ -1,0 +1,30 @@
+"""How much of a job a worker has in hand at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from landmark_batch.workflows.request import RenderRequest
+
+CHUNKS = 3  # of a worker: one is rendered while those before it are encoded and written
+PASSING = CHUNKS + 1  # of a job before others: with one more that waits, no moment is left in which another job's chunk begins
+COMMIT_BYTES = 256 * 2**20  # pixels a worker holds before it commits them; larger chunks are committed in parts
+CPU_FRAMES = 8  # of a chunk where the job does not say
+GPU_FRAMES = (4, 32)  # at least and at most, of as many as GPU_BYTES hold: a power of two, so that dear chunks can be halved
+GPU_BYTES = 128 * 2**20  # a fused kernel's frame takes milliseconds: what a chunk costs beside its frames must be little
+
+
+def chunk_frames(request: RenderRequest) -> int:
+    """Frames a task that a job asks for, or that are usual on its device."""
+    asked = request.job.output.chunk_frames
+    return usual_chunk(request.device, request.spec.bytes_per_frame) if asked == "auto" else asked
+
+
+def usual_chunk(device: str, frame_bytes: int) -> int:
+    """Frames of a chunk where the job leaves it to us. frame_bytes: of a frame's pixels, all outputs."""
+    if device != "cuda":
+        return CPU_FRAMES
+    least, most = GPU_FRAMES
+    held = max(1, min(most, GPU_BYTES // max(1, frame_bytes)))
+    return max(least, 1 << (held.bit_length() - 1))
