@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from landmark_batch.fetching.flight_blocks import FlightBlocks
 
 PLACES = 12
-IN_PLACE = 4  # windows at a place
+IN_PLACE = 4  # windows at a place, on a CPU; on a GPU as many frames as the job's chunks have
 RAYS = 2**17  # of a window, where a frame has as many: what a chunk costs beside its rays is then little
 SMALL = 64  # rows of a frame that is not worth being cut
 CROWDED = 0.1  # share of frames that need more blocks than there are slots, from which on they are looked at whole
 LOOK_SECONDS = 0.2  # between two looks at the memory that workers hold
-_STAGES = ("render", "wait")  # of a chunk, that keep its worker from the next one; the others go on beside them
+_STAGES = {"cpu": ("render", "wait"), "cuda": ("render", "quantise", "wait")}  # of a chunk, that keep its worker from the next one
 _GOLDEN = 0.618034  # steps of this share of a row of windows come by every part of it
 
 
@@ -69,9 +69,10 @@ def probe_plan(
     if costs is None or not plan.todo:
         raise ConfigError(f"{plan.job.name}: nothing to render, so nothing to probe", remedy="leave --probe out")
     groups = plan.placement.groups if plan.placement is not None else 1
-    looked_at = choose_windows(request, plan.todo, places, groups)
+    each = plan.chunk_frames if request.device == "cuda" else IN_PLACE
+    looked_at = choose_windows(request, plan.todo, places, groups, each=each)
     with _folder_beside(plan.job.store_neighbour) as folder:
-        small = _probe_request(request, looked_at, folder / "probe.zarr")
+        small = _probe_request(request, looked_at, each, folder / "probe.zarr")
         seen: list[ChunkDone] = []
         started = prepared = time.time()
 
@@ -99,9 +100,9 @@ def probe_plan(
         size = FrameStore.open(small.job.store_path).measured_bytes_per_frame() or 0.0
     groups = max(1, result.workers // group_shape(request.job.parallel).size)
     scale = request.pixels / small.pixels
-    measured = measure_places(seen)
-    numbers = [[window.frame for window in looked_at[place * IN_PLACE :][:IN_PLACE]] for place in measured]
-    frames, seconds = [of[0] for of in numbers], [each * scale for each in measured.values()]
+    measured = measure_places(seen, each, _STAGES[request.device])
+    numbers = [[window.frame for window in looked_at[place * each :][:each]] for place in measured]
+    frames, seconds = [of[0] for of in numbers], [taken * scale for taken in measured.values()]
     samples = [float(costs.samples[of].mean()) for of in numbers]
     larger = 8 * 5 * (request.pixels - small.pixels) + worker_memory(request, plan.chunks) - worker_memory(small, ())
     return Probe(
@@ -120,8 +121,8 @@ def probe_plan(
     )
 
 
-def choose_windows(request: RenderRequest, todo: Sequence[int], places: int, spare: int = 0) -> list[Window]:
-    """What to render at so many places and some to spare, evenly over `todo`: IN_PLACE windows each, all of one size.
+def choose_windows(request: RenderRequest, todo: Sequence[int], places: int, spare: int = 0, *, each: int = IN_PLACE) -> list[Window]:
+    """What to render at so many places and some to spare, evenly over `todo`: `each` windows a place, all of one size.
 
     On a CPU strips that spread over a frame's height, each place's a little lower than the one before; with the rays of whole frames,
     since neighbouring rays of a smaller frame lie further apart and find less in the caches. On a GPU, and where frames are small,
@@ -132,17 +133,17 @@ def choose_windows(request: RenderRequest, todo: Sequence[int], places: int, spa
 
     crowded = _is_crowded(request, todo)
     if crowded:
-        places = -(-places // IN_PLACE)
+        places = -(-places // each)
     chosen = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(places + spare, len(todo))).round()})
     height = request.flight.height
-    rows = min(height // IN_PLACE, max(tile_side(request.samples, request.device)[1], RAYS // request.flight.width))
+    rows = min(height // each, max(tile_side(request.samples, request.device)[1], RAYS // request.flight.width))
     if request.device == "cuda" or height < SMALL or crowded:
-        return [Window(todo[min(i + k, len(todo) - 1)], 0, height) for i in chosen for k in range(IN_PLACE)]
-    room = height / IN_PLACE - rows
+        return [Window(todo[min(i + k, len(todo) - 1)], 0, height) for i in chosen for k in range(each)]
+    room = height / each - rows
     return [
-        Window(todo[i], int(k * height / IN_PLACE + room * (number * _GOLDEN % 1.0)), rows)
+        Window(todo[i], int(k * height / each + room * (number * _GOLDEN % 1.0)), rows)
         for number, i in enumerate(chosen)
-        for k in range(IN_PLACE)
+        for k in range(each)
     ]
 
 
@@ -155,24 +156,26 @@ def _is_crowded(request: RenderRequest, todo: Sequence[int]) -> bool:
     return float((counts > choice.slots).mean()) >= CROWDED
 
 
-def measure_places(seen: Sequence[ChunkDone]) -> dict[int, float]:
-    """{place: mean seconds of its windows}, ascending; without those that hold a worker's first chunk, which loads libraries and touches
-    memory, where others are left.
+def measure_places(seen: Sequence[ChunkDone], each: int, stages: Sequence[str]) -> dict[int, float]:
+    """{place: mean seconds of its windows, `each` a place, in these stages}, ascending; without those that hold a worker's first chunk,
+    which loads libraries and touches memory, where others are left.
     """
     cold: dict[str, ChunkDone] = {}
     times: dict[int, list[float]] = {}
     for event in seen:
         cold.setdefault(event.worker, event)
-        seconds = sum(event.stages.get(name, 0.0) for name in _STAGES) / max(1, len(event.frames))
+        seconds = sum(event.stages.get(name, 0.0) for name in stages) / max(1, len(event.frames))
         for window in event.frames:
-            times.setdefault(window // IN_PLACE, []).append(seconds)
-    started = {window // IN_PLACE for event in cold.values() for window in event.frames}
+            times.setdefault(window // each, []).append(seconds)
+    started = {window // each for event in cold.values() for window in event.frames}
     warm = {place: values for place, values in times.items() if place not in started} or times
     return {place: sum(values) / len(values) for place, values in sorted(warm.items())}
 
 
-def _probe_request(request: RenderRequest, windows: Sequence[Window], store: Path) -> RenderRequest:
-    """A flight of these windows for the same renderer, into a store of its own. A place is a file, and so goes out as one chunk."""
+def _probe_request(request: RenderRequest, windows: Sequence[Window], each: int, store: Path) -> RenderRequest:
+    """A flight of these windows, `each` a place, for the same renderer, into a store of its own. On a CPU a place is a file, and so goes
+    out as one chunk; on a GPU files are the job's: they are written as fast as it renders.
+    """
     flight, frames = request.flight, [window.frame for window in windows]
     lenses = flight.intrinsics[frames].copy()
     lenses[:, 3] -= [window.top for window in windows]
@@ -187,7 +190,8 @@ def _probe_request(request: RenderRequest, windows: Sequence[Window], store: Pat
     blocks = request.blocks
     if blocks is not None:
         blocks = replace(blocks, seen=_seen_by(blocks.seen, frames, windows[0].rows / flight.height))
-    output = request.job.output.model_copy(update={"store": store, "chunk_frames": IN_PLACE, "frames_per_shard": IN_PLACE, "order": "time"})
+    files = {} if request.device == "cuda" else {"frames_per_shard": each}
+    output = request.job.output.model_copy(update={"store": store, "chunk_frames": each, **files, "order": "time"})
     job = request.job.model_copy(update={"name": "probe", "output": output})
     return replace(
         request,

@@ -125,8 +125,8 @@ def test_a_workers_first_place_is_not_believed() -> None:
         chunk("a", (4, 5), 4.0),
         chunk("a", (6, 7), 8.0),
     ]
-    assert measure_places(seen) == {1: 3.0}
-    assert measure_places(seen[:1]) == {0: 20.0}
+    assert measure_places(seen, IN_PLACE, ("render", "wait")) == {1: 3.0}
+    assert measure_places(seen[:1], IN_PLACE, ("render", "quantise", "wait")) == {0: 20.5}
 
 
 def test_wall_time_of_groups() -> None:
