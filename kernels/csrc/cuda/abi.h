@@ -131,6 +131,9 @@ int lm_shade(const LmShade* arguments, int shape, int multiprocessors, cudaStrea
 int lm_shade_matrices(int tables);  // halves of the packed matrices for this many tables of 48 channels
 int lm_shade_bytes(int tables);     // shared memory a block of lm_shade needs
 int lm_features(const LmFeatures* arguments, int multiprocessors, int shared_bytes, cudaStream_t stream);  // shared_bytes: that a block may have
+int lm_pixel_rays(const float* pose, const float* lens, float center, const int64_t* index, int64_t count, int64_t width, float* rays, cudaStream_t stream);
+int lm_ray_hull(const float* rays, int64_t count, float far, float floor, float* extent, cudaStream_t stream);
+
 // values: count floats, or with alpha 3/4 of count; every fourth value is then alpha's. wrong: set to 1 by a magnitude past limit.
 int lm_quantise(const float* values, const float* alpha, int64_t count, float limit, int kind, void* out, int* wrong, cudaStream_t stream);
 int lm_resolve(const float4* colour, const int* offset, const int* found, int count, int64_t list_capacity, float* rgb, cudaStream_t stream);

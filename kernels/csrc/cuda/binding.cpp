@@ -256,6 +256,30 @@ Tensor features(const Tensor& rays, const Tensor& list, int64_t count, c10::Arra
     return out;
 }
 
+// pixel_rays(c2w [3, 4], intrinsics [4], pixel_center, pixel_index [R], width) -> [R, 6]
+Tensor pixel_rays(const Tensor& c2w, const Tensor& intrinsics, double pixel_center, const Tensor& pixel_index, int64_t width) {
+    const c10::cuda::CUDAGuard guard(pixel_index.device());
+    const Tensor pose = c2w.contiguous(), lens = intrinsics.contiguous(), index = pixel_index.contiguous();
+    TORCH_CHECK(pose.is_cuda() && lens.is_cuda() && pose.scalar_type() == at::kFloat && lens.scalar_type() == at::kFloat && index.scalar_type() == at::kLong && pose.numel() == 12 &&
+                    lens.numel() == 4,
+                "pixel_rays takes float32 [3, 4] and [4], and int64, on one device");
+    Tensor rays = at::empty({index.size(0), 6}, pose.options());
+    check(lm_pixel_rays(data<float>(pose), data<float>(lens), static_cast<float>(pixel_center), data<int64_t>(index), index.size(0), width, data<float>(rays),
+                        c10::cuda::getCurrentCUDAStream()),
+          "pixel_rays");
+    return rays;
+}
+
+// ray_hull(rays [R, 6], far, floor) -> [R]
+Tensor ray_hull(const Tensor& rays, double far, double floor) {
+    const c10::cuda::CUDAGuard guard(rays.device());
+    const Tensor read = rays.contiguous();
+    TORCH_CHECK(read.scalar_type() == at::kFloat && read.dim() == 2 && read.size(1) == 6, "rays: [R, 6] float32");
+    Tensor extent = at::empty({read.size(0)}, read.options());
+    check(lm_ray_hull(data<float>(read), read.size(0), static_cast<float>(far), static_cast<float>(floor), data<float>(extent), c10::cuda::getCurrentCUDAStream()), "ray_hull");
+    return extent;
+}
+
 // quantise(values [..., C], alpha, limit, out, wrong [n] int32, index): out gets the values in its type, wrong[index] 1 where one cannot be stored
 void quantise(const Tensor& values, const OptionalTensor& alpha, double limit, Tensor out, Tensor wrong, int64_t index) {
     const c10::cuda::CUDAGuard guard(values.device());
@@ -293,6 +317,8 @@ TORCH_LIBRARY_FRAGMENT(landmark_batch, m) {
 }
 
 TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
+    m.impl("pixel_rays", &pixel_rays);
+    m.impl("ray_hull", &ray_hull);
     m.impl("trace", &trace);
     m.impl("march_density", &march_density);
     m.impl("weigh_list", &weigh_list);
