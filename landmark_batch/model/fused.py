@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.kernels import fused
 from landmark_batch.kernels.tuning import Launches, Shape
+from landmark_batch.model.begun import Begun, PixelSums, begin
 from landmark_batch.model.blocks import BlockTables, cut_arguments
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import STORAGE
@@ -25,7 +25,6 @@ from landmark_batch.model.runtime import load_runtime
 from landmark_batch.model.sampling import Sampler, flat_box
 from landmark_batch.model.settings import RenderSettings
 from landmark_batch.model.tiles import tile_order
-from landmark_batch.model.transfer import HostWord
 from landmark_batch.scene.weights import SceneWeights
 
 logger = logging.getLogger(__name__)
@@ -113,34 +112,42 @@ class FusedRenderer:
     def begin(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> BegunFrame:
         """`render`, whose `finish` gives the frame. Begin the next one before: the device then has it when this one ends."""
         if self._launches is not None:  # the first frame is the one that launch shapes are chosen by
-            return BegunFrame(self.render(c2w, intrinsics, width, height))
-        with torch.inference_mode():
-            order = tile_order(width, height, self.device)
-            buffers = self._capacity, self._coloured_per_ray
-            try:
-                rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, order, order)
-            except torch.OutOfMemoryError:
-                return BegunFrame(self.render(c2w, intrinsics, width, height))
-            output = self._output(rgb, depth, alpha, {}, width, height)
-            told = HostWord(status)
-        return BegunFrame(output, lambda: self._finish(output, told, buffers, (c2w, intrinsics, width, height)))
+            return BegunFrame(lambda: self.render(c2w, intrinsics, width, height))
 
-    def _finish(
-        self,
-        output: RenderOutput,
-        told: HostWord,
-        buffers: tuple[int, float],
-        camera: tuple[NDArray[np.floating], Sequence[float], int, int],
-    ) -> RenderOutput:
-        """A frame that was begun with these buffers; rendered again where they were too small."""
-        coloured, most, absent, survived, overfull = told.read()
-        if most > buffers[0] or overfull:
-            if buffers == (self._capacity, self._coloured_per_ray):  # else an earlier frame has let them grow already
-                self._grow(most, bool(overfull), coloured / output.depth.numel())
-            return self.render(*camera)
-        if absent:
-            raise _absent(absent)
-        return replace(output, counters=self._counters(output.depth.numel(), survived, coloured), after=told.over)
+        def launch() -> tuple[RenderOutput, Tensor]:
+            order = tile_order(width, height, self.device)
+            *sums, status = self._frame(c2w, intrinsics, width, order, order)
+            return self._output(*sums, {}, width, height), status
+
+        return begin(launch, self._counted(width * height), lambda: self.render(c2w, intrinsics, width, height))
+
+    def begin_pixels(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor) -> Begun[PixelSums]:
+        """`render_pixels`, whose `finish` gives the pixels. Begin the next frame before, as with `begin`."""
+
+        def launch() -> tuple[PixelSums, Tensor]:
+            *sums, status = self._frame(c2w, intrinsics, width, pixels, None)
+            return PixelSums(*sums, {}), status
+
+        def whole() -> PixelSums:
+            return PixelSums(*self.render_pixels(c2w, intrinsics, width, pixels))
+
+        return begin(launch, self._counted(pixels.shape[0]), whole) if pixels.shape[0] else Begun(whole)
+
+    def _counted(self, rays: int) -> Callable[[Sequence[int]], dict[str, int] | None]:
+        """What `begin` asks of the status of a frame that is begun now: one whose buffers were too small is rendered again."""
+        capacity, listed = self._capacity, self._coloured_per_ray
+
+        def counted(status: Sequence[int]) -> dict[str, int] | None:
+            coloured, most, absent, survived, overfull = status
+            if most > capacity or overfull:
+                if (capacity, listed) == (self._capacity, self._coloured_per_ray):  # else an earlier frame has let them grow already
+                    self._grow(most, bool(overfull), coloured / rays)
+                return None
+            if absent:
+                raise _absent(absent)
+            return self._counters(rays, survived, coloured)
+
+        return counted
 
     def _output(self, rgb: Tensor, depth: Tensor, alpha: Tensor, counters: dict[str, int], width: int, height: int) -> RenderOutput:
         """A whole frame on its background."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landmark_batch.model.begun import Begun
 from landmark_batch.model.quantise import Output, PendingPixels, quantise_begin
 from landmark_batch.model.tiles import Tile
 
@@ -53,14 +54,7 @@ class RenderOutput:
         return self.quantise_begin(outputs, frame=frame, into=into).finish()
 
 
-class BegunFrame:
-    """A frame that was begun. finish: waits for it, once. Raises AbsentBlockError and OutOfMemoryError."""
-
-    def __init__(self, output: RenderOutput, finish: Callable[[], RenderOutput] | None = None) -> None:
-        self._output, self._finish = output, finish
-
-    def finish(self) -> RenderOutput:
-        return self._output if self._finish is None else self._finish()
+BegunFrame: TypeAlias = Begun[RenderOutput]
 
 
 class FrameBuffer:

@@ -108,7 +108,7 @@ class _DevicePixels(PendingPixels):
         self, parts: Parts, frame: int, into: Mapping[str, NDArray[Any]] | None, device: torch.device, after: torch.cuda.Event | None
     ) -> None:
         self._parts, self._frame, self._into = parts, frame, into
-        places = [_pinned_place(into[output.name]) if into is not None else None for output, _ in parts]
+        places = [pinned_place(into[output.name]) if into is not None else None for output, _ in parts]
         self._direct = [place is not None for place in places]
         side = side_stream(device)
         if after is not None:
@@ -159,7 +159,7 @@ def _check_place(place: NDArray[Any], planes: Sequence[Tensor], output: Output) 
         raise ValueError(f"{output.name} is {list(shape)}, and its array is {list(place.shape)}")
 
 
-def _pinned_place(array: NDArray[Any]) -> Tensor | None:
+def pinned_place(array: NDArray[Any]) -> Tensor | None:
     """The array as a tensor, where the device can write it by itself."""
     if not array.size or not array.flags.c_contiguous:
         return None

@@ -28,6 +28,10 @@ class Pending:
         self._received: Tensor = received
         self._sent: object = sent  # must live as long as it is being sent
 
+    def arrived(self) -> bool:
+        """Whether `wait` need not wait: all is there, or the exchange has failed."""
+        return self._work is None or bool(self._work.is_completed())
+
     def wait(self) -> Tensor:
         """What was received. Raises GroupError where the exchange failed or is late."""
         if self._work is not None:
@@ -124,12 +128,22 @@ class Channel:
 
 
 def open_channel(
-    name: str, store: Store, ranks: Iterable[int], rank: int, *, address: str, device: torch.device, connect: float, timeout: float
+    name: str,
+    store: Store,
+    ranks: Iterable[int],
+    rank: int,
+    *,
+    address: str,
+    device: torch.device,
+    connect: float,
+    timeout: float,
+    urgent: bool = False,
 ) -> Channel:
     """The channel of `ranks` (of the group, ascending) for `rank`, one of them. Blocks until all of them have come.
 
     store: the same for all, of this channel alone. address: of this host, on which gloo listens. device: of what is exchanged:
-    NCCL for CUDA, gloo for a CPU. connect: seconds until all must have come. timeout: seconds for each exchange afterwards.
+    NCCL for CUDA, gloo for a CPU. connect: seconds until all must have come. timeout: seconds for each exchange afterwards. urgent: on
+    CUDA, exchanges go before other work that waits for the device.
     """
     members = list(ranks)
     place, size = members.index(rank), len(members)
@@ -137,7 +151,7 @@ def open_channel(
         return Channel(name, None, 0, 1, timeout=timeout, device=device)
     backend: Any
     if device.type == "cuda":
-        options = c10d.ProcessGroupNCCL.Options()
+        options = c10d.ProcessGroupNCCL.Options(is_high_priority_stream=urgent)
         options._timeout = timedelta(seconds=timeout)
         backend = c10d.ProcessGroupNCCL(store, place, size, options)
     else:

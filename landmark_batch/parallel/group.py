@@ -144,6 +144,7 @@ class RenderGroup:
                     device=where,
                     connect=rendezvous_timeout,
                     timeout=limit,
+                    urgent=name == "pixels",  # they are sent while the next frame is rendered
                 )
 
             everyone, row = range(shape.size), membership.data_index * shape.tensor

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from landmark_batch import kernels
+from landmark_batch.model.begun import Begun
 from landmark_batch.model.blocks import FETCH_COUNTERS, FrameFetcher
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
@@ -40,13 +41,16 @@ FRAME_SIZES = 4  # sizes of frame whose shares are kept
 
 @dataclass(frozen=True)
 class Sums:
-    """rgb [P, 3] before the background, depth [P], alpha [P] of a rank's pixels, in their order. seconds: by stage."""
+    """rgb [P, 3] before the background, depth [P], alpha [P] of a rank's pixels, in their order. seconds: by stage. after: as of
+    RenderOutput.
+    """
 
     rgb: Tensor
     depth: Tensor
     alpha: Tensor
     counters: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
+    after: torch.cuda.Event | None = None
 
 
 def open_part(
@@ -86,6 +90,12 @@ class Part(ABC):
         self.fetcher, self.memory = fetcher, memory
         self.tables = fetcher.tables if fetcher is not None else None
         self.open(group, weights, threads)
+
+    def begin(self, order: Order) -> Begun[Sums]:
+        """`render`, whose `finish` gives the pixels; it does all of the work where no device can do it by itself. Begin a frame before the
+        one before it is finished, and finish frames in their order.
+        """
+        return Begun(lambda: self.render(order))
 
     def render(self, order: Order) -> Sums:
         """This rank's pixels; with a fetcher, of a scene whose blocks come as they are needed."""
@@ -204,6 +214,18 @@ class RayPart(_RaysPart):
         self._renderer = FusedRenderer(weights, self.settings, self.device, tables=self.tables, memory=self.memory)
         if self.tables is not None:
             self._passes = RayPasses(self._renderer, self.tables)
+
+    def begin(self, order: Order) -> Begun[Sums]:
+        if self.fetcher is not None:  # what a frame needs is held until it is rendered
+            return super().begin(order)
+        pixels = self.pixels(order.width, order.height)[self.rank]
+        begun = self._renderer.begin_pixels(order.c2w, order.intrinsics, order.width, pixels)
+
+        def finish() -> Sums:
+            found = begun.finish()
+            return Sums(found.rgb, found.depth, found.alpha, found.counters, after=found.after)
+
+        return Begun(finish, begun.ready)
 
     def sums(self, order: Order) -> Sums:
         pixels = self.pixels(order.width, order.height)[self.rank]

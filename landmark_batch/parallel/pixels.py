@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from landmark_batch.errors import PixelError
 from landmark_batch.model.blocks import FETCH_COUNTERS
 from landmark_batch.model.output import on_background
-from landmark_batch.model.quantise import FLOAT16_MAX, STORED, Output, converted
+from landmark_batch.model.quantise import STORED, Output, converted
 
 from .parts import COUNTERS, TIMES, Sums
 
@@ -96,63 +93,6 @@ class Layout:
 
 
 NUMBERS = len(COUNTERS) + len(TIMES) + len(PLANES)
-
-
-class QuantisedFrame:
-    """A finished frame in the store's dtypes, in host memory.
-
-    counters, stages: as of RenderOutput, summed over ranks.
-    """
-
-    def __init__(self, layout: Layout, packed: Tensor, width: int, height: int, ranks: int) -> None:
-        self._layout, self._packed = layout, packed
-        self._width, self._height = width, height
-        table = layout.numbers(packed, width * height, ranks)
-        self.counters, self.stages = totals(table)
-        self._largest = dict(zip(PLANES, table[:, -len(PLANES) :].amax(0).tolist(), strict=True))  # NaN stays NaN
-
-    def numpy(self) -> dict[str, NDArray[np.float32]]:
-        """Raises PixelError: the floats have stayed on the ranks that rendered them."""
-        raise PixelError("this frame was rounded where it was rendered: its floats are gone", remedy="render it with floats=True")
-
-    def quantised(
-        self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None
-    ) -> dict[str, NDArray[Any]]:
-        """As RenderOutput.quantised, for outputs among those that the renderer was made for. Without `into`, the arrays lie in this
-        frame's own memory, nothing is copied. Raises PixelError for other outputs, NaN, infinity, and values past float16's range.
-        """
-        places = [self._place(output) for output in outputs]
-        for output in outputs:
-            self._check(output, frame)
-        found = {}
-        for output, place in zip(outputs, places, strict=True):
-            shape = (self._height, self._width) if output.channels is None else (self._height, self._width, output.channels)
-            values = self._layout.values(self._packed, place, self._width * self._height)
-            array: NDArray[Any] = values.numpy().view(np.dtype(output.dtype)).reshape(shape)
-            if into is not None:
-                np.copyto(into[output.name], array, casting="no")
-                array = into[output.name]
-            found[output.name] = array
-        return found
-
-    def _place(self, output: Output) -> int:
-        for index, own in enumerate(self._layout.outputs):
-            if (own.name, own.dtype, own.channels) == (output.name, output.dtype, output.channels):
-                return index
-        raise PixelError(f"{output.name} {output.dtype} was not gathered", remedy="make the renderer with the store's outputs")
-
-    def _check(self, output: Output, frame: int) -> None:
-        for name in (output.name, "alpha") if output.channels == 4 else (output.name,):
-            largest = self._largest[name]
-            if not np.isfinite(largest):
-                raise PixelError(
-                    f"frame {frame}: {name} holds values that are NaN or infinite",
-                    remedy="nothing of this chunk was written; look at the checkpoint and at near and far",
-                )
-            if output.dtype == "float16" and largest > FLOAT16_MAX:
-                raise PixelError(
-                    f"frame {frame}: {output.name} reaches {largest:g}, past float16", remedy=f"set output.{output.name} = 'float32'"
-                )
 
 
 def totals(table: Tensor) -> tuple[dict[str, int], dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,22 +16,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import GroupError
+from landmark_batch.model.begun import Begun
 from landmark_batch.model.blocks import FrameFetcher
 from landmark_batch.model.output import RenderOutput
 from landmark_batch.model.profile import span
 from landmark_batch.model.quantise import Output
 from landmark_batch.model.renderer import full_precision
 from landmark_batch.model.settings import RenderSettings
+from landmark_batch.model.transfer import side_stream
 from landmark_batch.scene.weights import SceneWeights
 
 from .channel import Pending
-from .flight import PendingFrame, RenderThread
+from .flight import PendingFrame, RenderThread, next_comes
 from .group import RenderGroup
 from .orders import Opcode, Order, close_order, empty_order, render_order
-from .parts import open_part
-from .pixels import FLOATS, Layout, QuantisedFrame, totals
+from .parts import Sums, open_part
+from .pixels import FLOATS, Layout, totals
+from .quantised import QuantisedFrame
 
-IN_FLIGHT = 2  # frames begun and not yet rendered
+IN_FLIGHT = 2  # frames begun and not yet rendered: one that a device works on, and the next, which waits behind it
 
 GroupFrame = RenderOutput | QuantisedFrame
 
@@ -69,12 +73,12 @@ class GroupRenderer:
         self._rounded = Layout(tuple(outputs)) if outputs else None
         self._scene = _scene_number(weights, settings, outputs)
         self._serial = 0
-        self._lost = self._closed = False
+        self._closed = False
+        self._failed = math.inf  # serial of the first order that failed
         self._part = open_part(group, weights, settings, self.device, threads, fetcher, memory)
         self._thread = RenderThread(f"landmark-frames-{group.membership.group}")
         self._flight: deque[PendingFrame[GroupFrame]] = deque()
         self._leaving: deque[Pending] = deque()  # this rank's pixels, on their way to the leader
-        self._side: torch.cuda.Stream | None = None
 
     def render(
         self,
@@ -116,7 +120,7 @@ class GroupRenderer:
         while len(self._flight) >= IN_FLIGHT:
             self._flight.popleft().settle()
         self._check_open()
-        with self._guarded():
+        with self._guarded(order.serial):
             self._serial = order.serial
             told = self.group.control.broadcast(order.pack())
             pending = PendingFrame(self._thread.submit(lambda: self._lead(order, told)))
@@ -126,26 +130,40 @@ class GroupRenderer:
     def serve(self) -> None:
         """Do what the leader orders until it closes its renderer, on every other rank. Raises what rendering raises."""
         self._check_open()
-        with self._guarded():
+        with self._guarded(self._serial):
             coming = self.group.control.broadcast(empty_order())
+            last: tuple[Order, Begun[Sums]] | None = None
             while True:
-                order = Order.unpack(coming.wait())
-                self._serial += 1
-                if order.serial != self._serial:
-                    raise GroupError(
-                        f"{self.group.membership.describe()} expected order {self._serial}, got {order.serial}",
-                        remedy="every rank makes its renderers in the same order",
-                    )
+                if last is not None and not next_comes(coming.arrived, last[1]):
+                    self._follow(*last)
+                    last = None
+                order = self._taken(coming)
                 if order.opcode is Opcode.CLOSE:
-                    self._drain()
-                    return
-                if order.scene != self._scene:
-                    raise GroupError(
-                        f"{self.group.membership.describe()} has another scene, or other settings, than its leader",
-                        remedy="give every rank the same job, the same checkpoint and the same version",
-                    )
+                    break
                 coming = self.group.control.broadcast(empty_order())  # the next one comes while this one is rendered
-                self._follow(order)
+                begun = self._render(order)
+                if last is not None:
+                    self._follow(*last)
+                last = order, begun
+            if last is not None:
+                self._follow(*last)
+            self._drain()
+
+    def _taken(self, coming: Pending) -> Order:
+        """The next order, once it is there. Raises GroupError for one that is not the next, or of another scene."""
+        order = Order.unpack(coming.wait())
+        self._serial += 1
+        if order.serial != self._serial:
+            raise GroupError(
+                f"{self.group.membership.describe()} expected order {self._serial}, got {order.serial}",
+                remedy="every rank makes its renderers in the same order",
+            )
+        if order.opcode is Opcode.RENDER and order.scene != self._scene:
+            raise GroupError(
+                f"{self.group.membership.describe()} has another scene, or other settings, than its leader",
+                remedy="give every rank the same job, the same checkpoint and the same version",
+            )
+        return order
 
     def close(self) -> None:
         """End the renderer's threads; on the leader, have the other ranks return from `serve`. The group stays."""
@@ -161,76 +179,77 @@ class GroupRenderer:
         finally:
             self._part.close()
 
-    def _follow(self, order: Order) -> None:
-        """A frame on a rank that does not lead. It goes on before the leader has the pixels."""
+    def _render(self, order: Order) -> Begun[Sums]:
+        """Begin this rank's pixels."""
         with self._computing():
-            packed = self._render(order)
-            with span("gather", self.device):
-                self._leaving.append(self.group.pixels.gather(packed, []))
-                while len(self._leaving) > IN_FLIGHT:
-                    self._leaving.popleft().wait()
+            return self._part.begin(order)
 
-    def _lead(self, order: Order, told: Pending) -> Callable[[], GroupFrame]:
-        """A frame on the leader, in the thread of frames; what is returned waits for the device and gives it."""
-        if self._lost:
-            self._check_open()
-        with self._guarded(), self._computing():
-            packed = self._render(order)
-            with span("gather", self.device):
-                told.wait()
-                layout, size = self._layout(order), (order.width, order.height)
-                pixels, counts = self._part.pixels(*size), [layout.size(count) for count in self._part.sizes(*size)]
-                gathered = self.group.pixels.gather(packed[:0], [0, *counts[1:]])  # its own pixels are here already
-                if self.device.type != "cuda":
-                    parts = [packed, *torch.split(gathered.wait(), counts[1:])]
-                    frame = layout.assemble(parts, pixels)
-                    return lambda: self._finished(order, layout, frame)
-                return self._fetch(order, layout, packed, gathered, counts, pixels)
+    def _follow(self, order: Order, begun: Begun[Sums]) -> None:
+        """Finish a frame on a rank that does not lead. It goes on before the leader has the pixels."""
+        with self._computing(), self._packed(order, begun) as packed, span("gather", self.device):
+            self._leaving.append(self.group.pixels.gather(packed, []))
+            while len(self._leaving) > IN_FLIGHT:
+                self._leaving.popleft().wait()
 
-    def _fetch(
-        self, order: Order, layout: Layout, packed: Tensor, gathered: Pending, counts: Sequence[int], pixels: Sequence[Tensor]
-    ) -> Callable[[], GroupFrame]:
-        """Assemble a frame beside the rendering of the next one, which has the device's main stream."""
-        main = torch.cuda.current_stream(self.device)
-        if self._side is None:
-            self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        side = self._side
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
-            everything = gathered.wait()
-            for used in (packed, everything):
-                used.record_stream(side)
-            parts = [packed, *torch.split(everything, list(counts[1:]))]
-            frame = layout.assemble(parts, pixels)
-            if not order.floats:
-                host = torch.empty(frame.shape[0], dtype=torch.uint8, pin_memory=True)
-                frame = host.copy_(frame, non_blocking=True)
-            else:
-                frame.record_stream(main)  # whose it is from now on
-            over = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            over.record(side)
+    def _lead(self, order: Order, told: Pending) -> Begun[Callable[[], GroupFrame]]:
+        """Begin a frame on the leader, in the thread of frames."""
+        self._check_lost(order.serial)
+        with self._guarded(order.serial):
+            begun = self._render(order)
+        return Begun(lambda: self._gathered(order, told, begun), begun.ready)
+
+    def _gathered(self, order: Order, told: Pending, begun: Begun[Sums]) -> Callable[[], GroupFrame]:
+        """Finish a frame on the leader, in the thread of frames; what is returned waits for the pixels of all ranks and gives it."""
+        self._check_lost(order.serial)  # frames before the one that failed are whole
+        with self._guarded(order.serial), self._computing(), self._packed(order, begun) as packed, span("gather", self.device):
+            told.wait()
+            layout, size = self._layout(order), (order.width, order.height)
+            pixels, counts = self._part.pixels(*size), [layout.size(count) for count in self._part.sizes(*size)]
+            gathered = self.group.pixels.gather(packed[:0], [0, *counts[1:]])  # its own pixels are here already
+            frame = layout.assemble([packed, *torch.split(gathered.wait(), counts[1:])], pixels)
+            numbers = layout.numbers(frame, order.width * order.height, len(counts))
+            if not frame.is_cuda:
+                return lambda: self._output(order, layout, frame, numbers)
+            host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+            over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            over.record()
 
         def finish() -> GroupFrame:
-            with self._guarded():  # a loss shows here, not in whoever reads the frame
+            with self._guarded(order.serial):  # a loss shows here, not in whoever reads the frame
                 over.synchronize()
-            return self._finished(order, layout, frame)
+            return self._output(order, layout, frame, host, over)
 
         return finish
 
-    def _finished(self, order: Order, layout: Layout, frame: Tensor) -> GroupFrame:
-        width, height, ranks = order.width, order.height, self.group.membership.shape.size
-        if not order.floats:
-            return QuantisedFrame(layout, frame, width, height, ranks)
-        count = width * height
-        rgb, depth, alpha = (layout.values(frame, index, count) for index in range(len(FLOATS)))
-        counters, seconds = totals(layout.numbers(frame, count, ranks))
-        return RenderOutput(rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, seconds)
+    @contextmanager
+    def _packed(self, order: Order, begun: Begun[Sums]) -> Iterator[Tensor]:
+        """Finish this rank's pixels and pack them. On a CUDA device this, and all inside, is done on the side stream behind their frame
+        alone: the main stream has the next frame by now.
+        """
+        sums = begun.finish()
+        beside: AbstractContextManager[object] = nullcontext()
+        if self.device.type == "cuda":
+            side = side_stream(self.device)
+            side.wait_event(torch.cuda.current_stream(self.device).record_event() if sums.after is None else sums.after)
+            for plane in (sums.rgb, sums.depth, sums.alpha):
+                plane.record_stream(side)  # its memory is not another's before it is packed
+            beside = torch.cuda.stream(side)
+        with beside:
+            with span("round", self.device):
+                packed = self._layout(order).pack(sums, self.settings.background)
+            yield packed
 
-    def _render(self, order: Order) -> Tensor:
-        """This rank's pixels, packed."""
-        sums = self._part.render(order)
-        with span("round", self.device):
-            return self._layout(order).pack(sums, self.settings.background)
+    def _output(self, order: Order, layout: Layout, frame: Tensor, numbers: Tensor, after: torch.cuda.Event | None = None) -> GroupFrame:
+        width, height = order.width, order.height
+        if not order.floats:
+            return QuantisedFrame(layout, frame, numbers, width, height)
+        if after is not None:
+            frame.record_stream(torch.cuda.current_stream(self.device))  # whose it is from now on
+        rgb, depth, alpha = (layout.values(frame, index, width * height) for index in range(len(FLOATS)))
+        counters, seconds = totals(numbers)
+        return RenderOutput(
+            rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, seconds, after=after
+        )
 
     def _layout(self, order: Order) -> Layout:
         return self._floats if order.floats or self._rounded is None else self._rounded
@@ -241,6 +260,15 @@ class GroupRenderer:
             self._leaving.popleft().wait()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    @property
+    def _lost(self) -> bool:
+        return self._failed < math.inf
+
+    def _check_lost(self, serial: int) -> None:
+        """Raises GroupError where this order's frame, or one before it, has failed."""
+        if serial >= self._failed:
+            self._check_open()
 
     def _check_open(self) -> None:
         if self._lost or self._closed:
@@ -255,12 +283,12 @@ class GroupRenderer:
             yield
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Whatever is raised inside, the ranks are out of step afterwards."""
+    def _guarded(self, serial: int) -> Iterator[None]:
+        """Whatever is raised inside, the ranks are out of step afterwards, from this order on."""
         try:
             yield
         except BaseException:
-            self._lost = True
+            self._failed = min(self._failed, serial)
             raise
 
 

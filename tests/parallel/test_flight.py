@@ -12,6 +12,7 @@ import torch
 
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
+from landmark_batch.model.begun import Begun
 from landmark_batch.parallel.flight import PendingFrame, RenderThread
 from landmark_batch.parallel.parts import Sums
 from landmark_batch.parallel.pixels import FLOATS, Layout
@@ -101,7 +102,7 @@ def test_a_thread_of_frames_keeps_their_order() -> None:
         done.append(number)
         if number == 1:
             raise ValueError("one")
-        return lambda: number
+        return Begun(lambda: lambda: number)
 
     frames = [PendingFrame(thread.submit(lambda number=number: step(number))) for number in range(3)]  # type: ignore[misc]
     assert done == []
