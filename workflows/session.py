@@ -99,7 +99,7 @@ class RenderSession:
         overlap = snapshot.render_job().parallel.overlap
         self._alone: AbstractContextManager[object] = nullcontext() if overlap else threading.Lock()
         self._overlap = overlap
-        self._pipeline = FramePipeline(opened.store.spec, overlap=overlap, pinned=device == "cuda" and not group)
+        self._pipeline = FramePipeline(opened.store.spec, overlap=overlap, pinned=device == "cuda")
 
     @classmethod
     def open(cls, folder: StorePath, worker: str, kernels: KernelSource | None = None) -> Self:

@@ -116,8 +116,8 @@ class FusedRenderer:
 
         def launch() -> tuple[RenderOutput, Tensor]:
             order = tile_order(width, height, self.device)
-            *sums, status = self._frame(c2w, intrinsics, width, order, order)
-            return self._output(*sums, {}, width, height), status
+            rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, order, order)
+            return self._output(rgb, depth, alpha, {}, width, height), status
 
         return begin(launch, self._counted(width * height), lambda: self.render(c2w, intrinsics, width, height))
 
@@ -125,8 +125,8 @@ class FusedRenderer:
         """`render_pixels`, whose `finish` gives the pixels. Begin the next frame before, as with `begin`."""
 
         def launch() -> tuple[PixelSums, Tensor]:
-            *sums, status = self._frame(c2w, intrinsics, width, pixels, None)
-            return PixelSums(*sums, {}), status
+            rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, pixels, None)
+            return PixelSums(rgb, depth, alpha, {}), status
 
         def whole() -> PixelSums:
             return PixelSums(*self.render_pixels(c2w, intrinsics, width, pixels))

@@ -34,7 +34,7 @@ from .parts import Sums, open_part
 from .pixels import FLOATS, Layout, totals
 from .quantised import QuantisedFrame
 
-IN_FLIGHT = 2  # frames begun and not yet rendered: one that a device works on, and the next, which waits behind it
+IN_FLIGHT = 3  # frames ordered and not yet rendered: one that a device works on, one behind it, and one that can follow at once
 
 GroupFrame = RenderOutput | QuantisedFrame
 
@@ -210,6 +210,8 @@ class GroupRenderer:
             numbers = layout.numbers(frame, order.width * order.height, len(counts))
             if not frame.is_cuda:
                 return lambda: self._output(order, layout, frame, numbers)
+            for own in pixels:
+                own.record_stream(torch.cuda.current_stream(self.device))
             host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
             over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             over.record()

@@ -13,8 +13,13 @@ from landmark_batch.kernels import AbsentBlockError, build
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.output import RenderOutput
 from tests.factories import make_scene
+from tests.kernels.conftest import one_thread
 from tests.model.conftest import POSES, settings_for
 from tests.model.test_fused import SCENES
+
+__all__ = ["one_thread"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENS, WIDTH, HEIGHT = (30.0, 30.0, 20.0, 15.0), 43, 31
 NAMES = ("oblique", "above", "oblique")
@@ -59,6 +64,26 @@ def test_buffers_that_are_too_small_for_two_frames_at_once(device: str) -> None:
     begun = [small.begin(POSES[name], LENS, WIDTH, HEIGHT) for name in NAMES]  # all with the first buffers
     assert all(same(frame.finish(), whole) for frame, whole in zip(begun, expected, strict=True))
     assert small._coloured_per_ray > 0.01  # the reference ops take any number of samples a ray
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("small", [False, True])
+def test_some_pixels_of_two_frames_in_flight(device: str, small: bool) -> None:
+    """What `render_pixels` gives, and nothing of a share without pixels. small: buffers that are too small for both frames."""
+    calm, renderer = renderer_on(device), renderer_on(device)
+    pixels = torch.arange(0, WIDTH * HEIGHT, 1 if small else 3, device=device)
+    expected = [calm.render_pixels(POSES[name], LENS, WIDTH, pixels) for name in NAMES]
+    if small:
+        renderer._capacity, renderer._coloured_per_ray = 1, 0.01
+    begun = [renderer.begin_pixels(POSES[name], LENS, WIDTH, pixels) for name in NAMES]
+    for frame, (rgb, depth, alpha, counters) in zip(begun, expected, strict=True):
+        got = frame.finish()
+        assert torch.equal(got.rgb, rgb) and torch.equal(got.depth, depth) and torch.equal(got.alpha, alpha)
+        assert got.counters == counters and frame.ready()
+        assert (got.after is not None) == (device == "cuda" and not small)  # one that was rendered again needs no event
+    assert (renderer._coloured_per_ray > 0.01) if small else (renderer._coloured_per_ray == calm._coloured_per_ray)
+    nothing = renderer.begin_pixels(POSES["above"], LENS, WIDTH, pixels[:0]).finish()
+    assert nothing.rgb.shape == (0, 3) and nothing.counters["rays"] == 0
 
 
 @pytest.mark.gpu

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from landmark_batch.errors import PixelError
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.model.begun import Begun
 from landmark_batch.parallel.flight import PendingFrame, RenderThread
 from landmark_batch.parallel.parts import Sums
 from landmark_batch.parallel.pixels import FLOATS, Layout
+from landmark_batch.parallel.quantised import QuantisedFrame
 from landmark_batch.parallel.shape import GroupShape
 from tests.parallel import failing_tasks, tasks
 from tests.parallel.conftest import Grouped, group_of
@@ -91,6 +93,32 @@ def test_pixels_of_ranks_make_the_frame() -> None:
             assert np.array_equal(got, want[output.name][0]), output
         numbers = layout.numbers(frame, count, 3)
         assert numbers[:, 1].tolist() == [2.0**40] * 3 and float(numbers[:, -2].max()) == float(depth.max())
+
+
+def test_a_rounded_frame_is_copied_into_arrays_that_fit() -> None:
+    """And leaves them alone where it holds what no store takes."""
+    layout, order = Layout(OPAQUE), torch.arange(6)
+    sums = Sums(torch.rand(6, 3), torch.rand(6), torch.rand(6), {"rays": 6})
+    for wrong, words in ((None, ""), (float("inf"), "depth holds values that are NaN"), (7e4, "depth reaches 70000, past float16")):
+        if wrong is not None:
+            sums.depth[2] = wrong
+        packed = layout.assemble([layout.pack(sums, "black")], [order])
+        frame = QuantisedFrame(layout, packed, layout.numbers(packed, 6, 1), 3, 2)
+        into = {"rgb": np.full((2, 3, 3), 9, np.uint8), "depth": np.zeros((2, 3), np.float16), "alpha": np.zeros((2, 3), np.uint16)}
+        pending = frame.quantise_begin(OPAQUE, frame=4, into=into)
+        assert pending.stage == "quantise" and (into["rgb"] == 9).all()
+        if wrong is not None:
+            with pytest.raises(PixelError, match=f"frame 4: {words}"):
+                pending.finish()
+            assert (into["rgb"] == 9).all()
+            continue
+        assert all(array is into[name] for name, array in pending.finish().items())
+        lent = frame.quantised(OPAQUE, frame=4)
+        assert all(np.array_equal(lent[name], into[name]) for name in into) and lent["alpha"].max() > 0
+        with pytest.raises(TypeError, match="alpha is stored as uint16"):
+            frame.quantise_begin(OPAQUE, frame=4, into=into | {"alpha": np.zeros((2, 3), np.int16)})
+        with pytest.raises(ValueError, match=r"rgb is \[2, 3, 3\]"):
+            frame.quantise_begin(OPAQUE, frame=4, into=into | {"rgb": np.zeros((3, 2, 3), np.uint8)})
 
 
 def test_a_thread_of_frames_keeps_their_order() -> None:

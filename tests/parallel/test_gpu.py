@@ -11,17 +11,18 @@ import torch
 
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.parallel.shape import GroupShape
-from tests.parallel import tasks
+from tests.parallel import ahead_tasks, tasks
 from tests.parallel.conftest import group_of
 from tests.parallel.ranks import Ranks
 from tests.parallel.tasks import Case, render, render_alone
-from tests.parallel.test_flight import OPAQUE
+from tests.parallel.test_flight import OPAQUE, WITH_ALPHA
 from tests.parallel.test_parity import all_of
 
 pytestmark = pytest.mark.gpu
 
 USUAL: dict[str, Any] = {"resolutions": (1, 2, 4), "app_dim": 27, "density_channels": 16, "appearance_channels": 48, "feature_width": 128}
 FRAMES = (("oblique", 333, 214), ("inside", 83, 61), ("above", 1, 1))
+LARGE = (*(("oblique", 1280, 720), ("above", 1280, 720), ("inside", 1280, 720)) * 3, ("above", 1, 1), ("inside", 83, 61))
 SCENES = (
     Case({**USUAL, "division": (2, 2), "mask": 0.5, "mask_size": (40, 36, 20)}, {"samples": 96, "alpha_mask_threshold": 0.4}, FRAMES),
     Case({"ndims": 3, "activation": "relu", "nonlinear_density": True}, {"mode": "dense", "samples": 64}, FRAMES),
@@ -91,6 +92,29 @@ def test_frames_in_flight_on_gpus(own_ranks: Ranks, shape: GroupShape, runtime: 
         assert {**counters, "tensor_bytes": 0} == {**counted, "tensor_bytes": 0}  # lists that grew were exchanged again
         for name, want in quantise(floats, OPAQUE, frame=index).items():
             assert np.array_equal(got[name], want), (name, index)
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_frames_begun_ahead_on_gpus(own_ranks: Ranks, precision: str, small: bool) -> None:
+    """Two scenes in turn, each begun before the last is finished, written by the device itself into pinned arrays beside the next frames:
+    the bytes of one GPU. small: buffers that have to grow while two frames are in flight.
+    """
+    settings = {**SCENES[0].settings, "model__precision": precision}
+    large = replace(SCENES[0], runtime="fused", device="cuda", frames=LARGE, settings=settings)
+    cases = [large, replace(SCENES[2], runtime="fused", device="cuda", frames=LARGE[:5])]
+    wanted = own_ranks.call(0, render_alone, cases)
+    for outputs in (OPAQUE, WITH_ALPHA):
+        with group_of(own_ranks, GroupShape(1, 2), device="cuda") as ranks:
+            answers = [answer.get() for answer in ranks.all(range(2), ahead_tasks.begin_ahead, cases, outputs, 1, small)]
+        for number, whole in enumerate(wanted):
+            for frames, *_ in answers[0][2 * number : 2 * number + 2]:  # one by one, and ahead
+                assert len(frames) == len(whole)
+                for index, ((got, counters), (floats, counted)) in enumerate(zip(frames, whole, strict=True)):
+                    assert {**counters, "tensor_bytes": 0} == {**counted, "tensor_bytes": 0}
+                    for name, want in quantise(floats, outputs, frame=index).items():
+                        assert np.array_equal(got[name], want), (name, index)
+            assert all(answer[2 * number + 1][2] == small for answer in answers)
 
 
 def test_a_lost_gpu_rank_is_noticed_by_the_watch(own_ranks: Ranks) -> None:
