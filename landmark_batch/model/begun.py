@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -20,15 +20,16 @@ Frame = TypeVar("Frame", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
-class PixelSums:
-    """rgb [P, 3] before the background, depth [P], alpha [P] of some pixels, on the renderer's device. counters, after: as of
-    RenderOutput.
+class Sums:
+    """rgb [P, 3] before the background, depth [P], alpha [P] of some pixels, in their order, on the renderer's device. seconds: by stage.
+    counters, after: as of RenderOutput.
     """
 
     rgb: Tensor
     depth: Tensor
     alpha: Tensor
     counters: dict[str, int]
+    seconds: dict[str, float] = field(default_factory=dict)
     after: torch.cuda.Event | None = None
 
 

@@ -14,7 +14,7 @@ from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.kernels import fused
 from landmark_batch.kernels.tuning import Launches, Shape
-from landmark_batch.model.begun import Begun, PixelSums, begin
+from landmark_batch.model.begun import Begun, Sums, begin
 from landmark_batch.model.blocks import BlockTables, cut_arguments
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import STORAGE
@@ -121,15 +121,15 @@ class FusedRenderer:
 
         return begin(launch, self._counted(width * height), lambda: self.render(c2w, intrinsics, width, height))
 
-    def begin_pixels(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor) -> Begun[PixelSums]:
+    def begin_pixels(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor) -> Begun[Sums]:
         """`render_pixels`, whose `finish` gives the pixels. Begin the next frame before, as with `begin`."""
 
-        def launch() -> tuple[PixelSums, Tensor]:
+        def launch() -> tuple[Sums, Tensor]:
             rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, pixels, None)
-            return PixelSums(rgb, depth, alpha, {}), status
+            return Sums(rgb, depth, alpha, {}), status
 
-        def whole() -> PixelSums:
-            return PixelSums(*self.render_pixels(c2w, intrinsics, width, pixels))
+        def whole() -> Sums:
+            return Sums(*self.render_pixels(c2w, intrinsics, width, pixels))
 
         return begin(launch, self._counted(pixels.shape[0]), whole) if pixels.shape[0] else Begun(whole)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from landmark_batch import kernels
-from landmark_batch.model.begun import Begun
+from landmark_batch.model.begun import Begun, Sums
 from landmark_batch.model.blocks import FETCH_COUNTERS, FrameFetcher
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
@@ -37,20 +37,6 @@ logger = logging.getLogger(__name__)
 COUNTERS = ("rays", "samples", "survived", "coloured", "tensor_bytes", *FETCH_COUNTERS)
 TIMES = (*STAGES, "exchange")
 FRAME_SIZES = 4  # sizes of frame whose shares are kept
-
-
-@dataclass(frozen=True)
-class Sums:
-    """rgb [P, 3] before the background, depth [P], alpha [P] of a rank's pixels, in their order. seconds: by stage. after: as of
-    RenderOutput.
-    """
-
-    rgb: Tensor
-    depth: Tensor
-    alpha: Tensor
-    counters: dict[str, int]
-    seconds: dict[str, float] = field(default_factory=dict)
-    after: torch.cuda.Event | None = None
 
 
 def open_part(
@@ -219,13 +205,7 @@ class RayPart(_RaysPart):
         if self.fetcher is not None:  # what a frame needs is held until it is rendered
             return super().begin(order)
         pixels = self.pixels(order.width, order.height)[self.rank]
-        begun = self._renderer.begin_pixels(order.c2w, order.intrinsics, order.width, pixels)
-
-        def finish() -> Sums:
-            found = begun.finish()
-            return Sums(found.rgb, found.depth, found.alpha, found.counters, after=found.after)
-
-        return Begun(finish, begun.ready)
+        return self._renderer.begin_pixels(order.c2w, order.intrinsics, order.width, pixels)
 
     def sums(self, order: Order) -> Sums:
         pixels = self.pixels(order.width, order.height)[self.rank]

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landmark_batch.model.begun import Sums
 from landmark_batch.model.blocks import FETCH_COUNTERS
 from landmark_batch.model.output import on_background
 from landmark_batch.model.quantise import STORED, Output, converted
 
-from .parts import COUNTERS, TIMES, Sums
+from .parts import COUNTERS, TIMES
 
 ALIGN = 16  # bytes: where an output begins
 PLANES = ("rgb", "depth", "alpha")

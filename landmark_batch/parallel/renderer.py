@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import GroupError
-from landmark_batch.model.begun import Begun
+from landmark_batch.model.begun import Begun, Sums
 from landmark_batch.model.blocks import FrameFetcher
 from landmark_batch.model.output import RenderOutput
 from landmark_batch.model.profile import span
@@ -30,7 +30,7 @@ from .channel import Pending
 from .flight import PendingFrame, RenderThread, next_comes
 from .group import RenderGroup
 from .orders import Opcode, Order, close_order, empty_order, render_order
-from .parts import Sums, open_part
+from .parts import open_part
 from .pixels import FLOATS, Layout, totals
 from .quantised import QuantisedFrame
 

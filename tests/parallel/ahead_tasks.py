@@ -10,10 +10,10 @@ import numpy as np
 
 from landmark_batch.errors import GroupError
 from landmark_batch.frames.spec import OutputSpec
-from landmark_batch.model.begun import Begun
+from landmark_batch.model.begun import Begun, Sums
 from landmark_batch.model.transfer import pinned_array
 from landmark_batch.parallel.orders import Order
-from landmark_batch.parallel.parts import RayPart, Sums
+from landmark_batch.parallel.parts import RayPart
 from landmark_batch.parallel.renderer import GroupRenderer
 from tests.model.conftest import POSES
 from tests.parallel.ranks import PATIENCE

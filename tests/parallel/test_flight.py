@@ -13,9 +13,8 @@ import torch
 from landmark_batch.errors import PixelError
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
-from landmark_batch.model.begun import Begun
+from landmark_batch.model.begun import Begun, Sums
 from landmark_batch.parallel.flight import PendingFrame, RenderThread
-from landmark_batch.parallel.parts import Sums
 from landmark_batch.parallel.pixels import FLOATS, Layout
 from landmark_batch.parallel.quantised import QuantisedFrame
 from landmark_batch.parallel.shape import GroupShape
