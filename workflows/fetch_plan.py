@@ -32,8 +32,7 @@ def fetch_report(plan: RenderPlan) -> FetchReport:
         )
     dynamic = choice is not None and choice.mode == "dynamic"
     slots = choice.slots if choice is not None and dynamic else request.job.fetching.gpu_blocks or LANDMARK_SLOTS
-    size = max((len(chunk.frames) for chunk in plan.chunks), default=request.job.output.chunk_frames)
-    parts = split_frames(request.wanted, size)
+    parts = split_frames(request.wanted, plan.chunk_frames)
     chunks = [chunk.frames for chunk in parts]
     costs = blocks.seen.samples + RAY_COST * request.pixels
     groups = plan.placement.groups if plan.placement is not None else 1
