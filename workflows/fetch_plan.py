@@ -57,13 +57,13 @@ def fetch_report(plan: RenderPlan) -> FetchReport:
 
 def _by_regions(request: RenderRequest, report: FetchReport, chunks: Sequence[Sequence[int]]) -> FetchReport:
     """The report with crowded frames counted as they are rendered. chunks: those that the order is of."""
-    parallel = request.job.parallel
-    if not report.order.passes or parallel.tensor_parallel * parallel.data_parallel > 1:  # groups render them in passes alone
+    if not report.order.passes:
         return report
     from landmark_batch.fetching.crowded import crowded_loads, frame_regions
     from landmark_batch.fetching.visibility import FrustumBlocks
     from landmark_batch.model.settings import resolve_settings
-    from landmark_batch.model.tiles import WARP_TILE, tile_side
+    from landmark_batch.parallel.regions import region_rule
+    from landmark_batch.parallel.shape import GroupShape
     from landmark_batch.scene.store import BlockStore
     from landmark_batch.workflows.worker import kernel_source
 
@@ -71,13 +71,14 @@ def _by_regions(request: RenderRequest, report: FetchReport, chunks: Sequence[Se
     store, flight, slots = BlockStore.open(checkpoint_of(request.job)), request.flight, report.slots
     settings = resolve_settings(request.job, store.config, device=request.device, kernels=kernel_source())
     frustum = FrustumBlocks(store.config, settings, store.mask(), store.division)
-    fused = settings.runtime == "fused" and request.device == "cuda"
-    unit = WARP_TILE if fused else tile_side(settings.samples, request.device)
+    parallel = request.job.parallel
+    rule = region_rule(GroupShape(parallel.tensor_parallel, parallel.data_parallel), settings, request.device)
 
     def regions(frame: int) -> list[Region]:
-        return frame_regions(frustum, flight.c2w[frame], flight.intrinsics[frame].tolist(), flight.width, flight.height, unit, slots)
+        lens, size = flight.intrinsics[frame].tolist(), (flight.width, flight.height)
+        return frame_regions(frustum, flight.c2w[frame], lens, *size, rule.unit, slots, rule.passes)
 
     order = report.order.order.tolist()
     ranges = [[frame for i in order[low:high] for frame in chunks[i]] for low, high in pairwise(report.order.cuts)]
-    found = crowded_loads(block_sets(request.blocks.seen), ranges, regions, slots, most=CUT_FRAMES)
+    found = crowded_loads(block_sets(request.blocks.seen), ranges, regions, slots, most=CUT_FRAMES, passes=rule.passes)
     return replace(report, loads=found.loads, demand=found.demand, sampled=found.sampled)

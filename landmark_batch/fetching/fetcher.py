@@ -22,7 +22,7 @@ from .block_sets import AnySets
 from .cache import PLAN_FRAMES, BlockCache
 from .choice import FetchChoice
 from .crowded import frame_regions
-from .regions import Region, in_turn
+from .regions import PassCount, Region, in_turn, pass_count
 from .route import Route
 from .shared_reads import SharedReads
 from .slots import SlotTables
@@ -109,15 +109,20 @@ class Fetcher:
         width: int,
         height: int,
         unit: tuple[int, int],
+        *,
+        passes: PassCount = pass_count,
+        wanted: Callable[[Region], bool] | None = None,
     ) -> Iterator[Region]:
         """The regions of the frame that was begun, for a frame that needs more blocks than there are slots. While one is at hand,
         its blocks are those to be held, and those of the next ones are on their way.
 
-        blocks: what the whole frame needs. unit: columns and rows of pixels, of which regions are multiples. A frame that was looked at
-        is one region, since what its parts were foreseen to need was not all.
+        blocks: what the whole frame needs. unit: columns and rows of pixels, of which regions are multiples. passes: how often so many
+        rays of the frame go through passes. wanted: whether anything of a region is rendered here; others are left out. A frame that was
+        looked at is one region, since what its parts were foreseen to need was not all.
         """
         found = [Region(0, 0, width, height, tuple(blocks))]
-        if not self._looked and (parts := frame_regions(self._frustum, c2w, intrinsics, width, height, unit, self.capacity)):
+        if not self._looked and (parts := frame_regions(self._frustum, c2w, intrinsics, width, height, unit, self.capacity, passes)):
+            parts = [region for region in parts if wanted is None or wanted(region)]
             found = in_turn(parts, self.capacity, self._last)
         sets: list[Sequence[int]] = [region.blocks for region in found]
         if self._route is not None and self._place is not None:

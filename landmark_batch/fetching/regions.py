@@ -6,9 +6,10 @@ blocks, so that little is loaded from one to the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from .belady import belady
 
 CELLS = 8  # a side, at most: of the grid that a frame is cut along
 PASS_RAYS = 2**18  # that go through passes together, about: as many as have samples that fit into memory
+
+PassCount: TypeAlias = Callable[[int], int]  # how often a rectangle of so many rays goes through passes
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,20 @@ def cell_edges(size: int, unit: int) -> list[int]:
     return [*range(0, size, step), size]
 
 
-def cut_frame(cells: NDArray[np.bool_], columns: Sequence[int], rows: Sequence[int], slots: int) -> list[Region]:
+def pass_count(rays: int) -> int:
+    """How often a rectangle of so many rays goes through passes where one device renders it."""
+    return -(-rays // PASS_RAYS)
+
+
+def cut_frame(
+    cells: NDArray[np.bool_], columns: Sequence[int], rows: Sequence[int], slots: int, passes: PassCount = pass_count
+) -> list[Region]:
     """The regions of a frame, each of which needs at most `slots` blocks or is to be rendered in passes, in an order (or its reverse).
 
     cells [rows, columns, blocks]: what each cell touches, columns, rows: their edges, as for `cell_blocks`. A rectangle is left to
-    passes, which load all of its blocks about twice for every PASS_RAYS of its rays, where parts of it would load more.
+    passes, which load all of its blocks about twice each time, where parts of it would load more.
     """
-    parts = _Cutter(cells, slots, columns, rows).cut((0, 0, len(columns) - 1, len(rows) - 1))[1]
+    parts = _Cutter(cells, slots, columns, rows, passes).cut((0, 0, len(columns) - 1, len(rows) - 1))[1]
     found = []
     for left, top, right, bottom in parts:
         blocks = np.flatnonzero(cells[top:bottom, left:right].any((0, 1))).tolist()
@@ -63,8 +73,8 @@ _Rectangle = tuple[int, int, int, int]  # left, top, right, bottom, in cells
 class _Cutter:
     """Halves rectangles along that line between cells which leaves the fewest blocks on both sides."""
 
-    def __init__(self, cells: NDArray[np.bool_], slots: int, columns: Sequence[int], rows: Sequence[int]) -> None:
-        self._cells, self._slots = cells, slots
+    def __init__(self, cells: NDArray[np.bool_], slots: int, columns: Sequence[int], rows: Sequence[int], passes: PassCount) -> None:
+        self._cells, self._slots, self._passes = cells, slots, passes
         self._columns, self._rows = columns, rows
 
     def cut(self, part: _Rectangle) -> tuple[int, list[_Rectangle]]:
@@ -74,7 +84,7 @@ class _Cutter:
         if need <= self._slots:
             return need, [part]
         rays = (self._columns[right] - self._columns[left]) * (self._rows[bottom] - self._rows[top])
-        alone = (2 * need - self._slots) * -(-rays // PASS_RAYS)
+        alone = (2 * need - self._slots) * self._passes(rays)
         best = min(self._cuts(part), default=None)
         if best is None:
             return alone, [part]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -52,6 +52,21 @@ class BlockSource(Protocol):
         ...
 
 
+class FrameRegion(Protocol):
+    """Pixels of rows top..bottom-1 and columns left..right-1 of a frame, and the blocks, ascending, that they can touch."""
+
+    @property
+    def left(self) -> int: ...
+    @property
+    def top(self) -> int: ...
+    @property
+    def right(self) -> int: ...
+    @property
+    def bottom(self) -> int: ...
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+
+
 class FrameFetcher(BlockSource, Protocol):
     """A source that knows which blocks frames need. base: the scene without its planes, this rank's channels of it."""
 
@@ -62,6 +77,25 @@ class FrameFetcher(BlockSource, Protocol):
 
     def begin(self, frame: int | None, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> list[int]:
         """A frame comes: the blocks it needs. frame: its number in the flight, None for a camera that is not of it."""
+        ...
+
+    def regions(
+        self,
+        blocks: Sequence[int],
+        c2w: NDArray[np.floating],
+        intrinsics: Sequence[float],
+        width: int,
+        height: int,
+        unit: tuple[int, int],
+        *,
+        passes: Callable[[int], int],
+        wanted: Callable[[FrameRegion], bool],
+    ) -> Iterator[FrameRegion]:
+        """The regions that are wanted of the frame that was begun, which needs `blocks`, more than there are slots: one after another.
+
+        unit: columns and rows of pixels, of which regions are multiples. passes: how often so many rays of the frame go through passes.
+        The same for every fetcher of as many slots that had the same frames before.
+        """
         ...
 
     def look(self, frame: int | None, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> list[int]:

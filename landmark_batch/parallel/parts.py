@@ -14,19 +14,21 @@ from torch import Tensor
 
 from landmark_batch import kernels
 from landmark_batch.model.begun import Begun, Sums
-from landmark_batch.model.blocks import FETCH_COUNTERS, FrameFetcher
+from landmark_batch.model.blocks import FETCH_COUNTERS, FrameFetcher, FrameRegion
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
 from landmark_batch.model.passes import TilePasses
 from landmark_batch.model.pool import TilePool
 from landmark_batch.model.renderer import STAGES, Renderer, TileOutput
 from landmark_batch.model.settings import RenderSettings
+from landmark_batch.model.tiles import Tile
 from landmark_batch.scene.weights import SceneWeights
 
 from .exchange import TensorExchange
 from .fused_tensor import FusedTensorStages
 from .group import RenderGroup
 from .orders import Order
+from .regions import join_regions, places_inside, region_rule
 from .share import FrameShare, ray_shares
 from .stages import TensorStages
 from .tensor import run_tiles, tile_steps
@@ -96,7 +98,7 @@ class Part(ABC):
                     with fetcher.hold(blocks):
                         found = self.sums(order)
                 else:
-                    found = self.sums_in_passes(order, blocks, fetcher)
+                    found = self._by_regions(order, blocks, fetcher)
                 return replace(found, counters=found.counters | fetcher.counted())
             except kernels.AbsentBlockError:
                 if looked:
@@ -105,17 +107,35 @@ class Part(ABC):
                 blocks = sorted({*blocks, *fetcher.look(*camera)})
                 logger.info("rank %d: frame %s met a block that was not foreseen: rendered again", self.rank, order.frame)
 
+    def _by_regions(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
+        """With fewer slots than the blocks it needs: region by region, the same ones in the same order on all tensor ranks of a row."""
+        rule = region_rule(self.shape, self.settings, self.device.type)
+        camera = order.c2w, order.intrinsics, order.width, order.height
+        found = fetcher.regions(blocks, *camera, rule.unit, passes=rule.passes, wanted=partial(self.meets, order))
+        own = self.pixels(order.width, order.height)[self.rank]
+        return Sums(*join_regions(own, order.width, ((region, self._of_region(order, region, fetcher)) for region in found)))
+
+    def _of_region(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
+        if len(region.blocks) > fetcher.capacity:
+            return self.sums_in_passes(order, region, fetcher)
+        with fetcher.hold(region.blocks):
+            return self.sums(order, region)
+
     @abstractmethod
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
         """Make what renders."""
 
     @abstractmethod
-    def sums(self, order: Order) -> Sums:
-        """With all blocks present that it needs."""
+    def sums(self, order: Order, region: FrameRegion | None = None) -> Sums:
+        """With all blocks present that it needs. region: what of the frame, None for all."""
 
     @abstractmethod
-    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
-        """With fewer slots than the blocks it needs."""
+    def sums_in_passes(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
+        """Of a region, with fewer slots than the blocks it needs."""
+
+    @abstractmethod
+    def meets(self, order: Order, region: FrameRegion) -> bool:
+        """Whether this rank's row renders anything of a region."""
 
     @abstractmethod
     def pixels(self, width: int, height: int) -> Sequence[Tensor]:
@@ -139,6 +159,16 @@ class _TiledPart(Part):
             lambda width, height: FrameShare.of_tiles(width, height, self.settings.samples, self.shape, self.device)
         )
 
+    def tiles(self, order: Order, region: FrameRegion | None) -> Sequence[Tile]:
+        """Those of this rank's row, in a region."""
+        tiles = self.frame_share(order.width, order.height).tiles[self.row]
+        if region is None:
+            return tiles
+        return [tile for tile in tiles if region.left <= tile.left < region.right and region.top <= tile.top < region.bottom]
+
+    def meets(self, order: Order, region: FrameRegion) -> bool:
+        return bool(self.tiles(order, region))
+
     def pixels(self, width: int, height: int) -> Sequence[Tensor]:
         return self.frame_share(width, height).pixels
 
@@ -151,6 +181,19 @@ class _RaysPart(Part):
 
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
         self._shares = lru_cache(maxsize=FRAME_SIZES)(partial(ray_shares, count=self.shape.size, device=self.device))
+        self._row = lru_cache(maxsize=FRAME_SIZES)(self._row_pixels)
+
+    def row_pixels(self, order: Order, region: FrameRegion | None) -> tuple[Tensor, ...]:
+        """Pixels of each tensor rank of this rank's row, in a region; of whole frames of a size always the same tensors."""
+        row = self._row(order.width, order.height)
+        return row if region is None else tuple(own[places_inside(own, order.width, region)] for own in row)
+
+    def meets(self, order: Order, region: FrameRegion) -> bool:
+        return any(own.shape[0] for own in self.row_pixels(order, region))
+
+    def _row_pixels(self, width: int, height: int) -> tuple[Tensor, ...]:
+        first = self.row * self.shape.tensor
+        return tuple(self.pixels(width, height)[first : first + self.shape.tensor])
 
     def pixels(self, width: int, height: int) -> Sequence[Tensor]:
         return self._shares(width, height)
@@ -168,13 +211,11 @@ class TilePart(_TiledPart):
         if self.fetcher is not None:
             self._passes = TilePasses(self._renderer, self.fetcher.tables.division)
 
-    def sums(self, order: Order) -> Sums:
-        tiles = self.frame_share(order.width, order.height).tiles[self.row]
-        return self._joined(self._renderer.render_tiles(order.c2w, order.intrinsics, order.width, tiles))
+    def sums(self, order: Order, region: FrameRegion | None = None) -> Sums:
+        return self._joined(self._renderer.render_tiles(order.c2w, order.intrinsics, order.width, self.tiles(order, region)))
 
-    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
-        tiles = self.frame_share(order.width, order.height).tiles[self.row]
-        return self._joined(self._passes.render_tiles(order.c2w, order.intrinsics, order.width, tiles, fetcher))
+    def sums_in_passes(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
+        return self._joined(self._passes.render_tiles(order.c2w, order.intrinsics, order.width, self.tiles(order, region), fetcher))
 
     def _joined(self, outputs: Iterable[TileOutput]) -> Sums:
         counters, seconds = dict.fromkeys(COUNTERS, 0), dict.fromkeys(STAGES, 0.0)
@@ -207,13 +248,15 @@ class RayPart(_RaysPart):
         pixels = self.pixels(order.width, order.height)[self.rank]
         return self._renderer.begin_pixels(order.c2w, order.intrinsics, order.width, pixels)
 
-    def sums(self, order: Order) -> Sums:
-        pixels = self.pixels(order.width, order.height)[self.rank]
+    def sums(self, order: Order, region: FrameRegion | None = None) -> Sums:
+        (pixels,) = self.row_pixels(order, region)
+        if region is not None:
+            self._renderer._graphs.forget()  # a region comes once: a graph of it would be recorded in vain
         return Sums(*self._renderer.render_pixels(order.c2w, order.intrinsics, order.width, pixels))
 
-    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
-        pixels = self.pixels(order.width, order.height)[self.rank]
-        return Sums(*self._passes.render_pixels(order.c2w, order.intrinsics, order.width, pixels, blocks, fetcher))
+    def sums_in_passes(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
+        (pixels,) = self.row_pixels(order, region)
+        return Sums(*self._passes.render_pixels(order.c2w, order.intrinsics, order.width, pixels, region.blocks, fetcher))
 
 
 class TensorPart(_TiledPart):
@@ -226,17 +269,17 @@ class TensorPart(_TiledPart):
         self._pool = TilePool(threads if self.device.type == "cpu" else 0)
         self._single = TilePool(min(1, self._pool.threads))
 
-    def sums(self, order: Order) -> Sums:
-        return self._run(order, self._pool)
+    def sums(self, order: Order, region: FrameRegion | None = None) -> Sums:
+        return self._run(order, region, self._pool)
 
-    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
+    def sums_in_passes(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
         with self._stages.in_passes(fetcher):  # one tile at a time: one hold ends before the next begins
-            return self._run(order, self._single)
+            return self._run(order, region, self._single)
 
-    def _run(self, order: Order, pool: TilePool) -> Sums:
+    def _run(self, order: Order, region: FrameRegion | None, pool: TilePool) -> Sums:
         pose, lens = _camera(order, self.device)
         before = self._exchange.sent
-        tiles = self.frame_share(order.width, order.height).tiles[self.row]
+        tiles = self.tiles(order, region)
         begin = [partial(tile_steps, self._stages, self._exchange, pose, lens, order.width, tile) for tile in tiles]
         try:
             owned, waited = run_tiles(begin, pool, self._stages.running)
@@ -267,24 +310,18 @@ class FusedTensorPart(_RaysPart):
         self._exchange = TensorExchange(group.tensor)
         self._stages = FusedTensorStages(weights, self.settings, self.device, self.tables)
         self._frames = TensorFrames(self._stages, self._exchange, memory=self.memory)
-        self._owned = lru_cache(maxsize=FRAME_SIZES)(self._row_pixels)
 
-    def sums_in_passes(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
-        with self._stages.in_passes(blocks, fetcher):
-            return self.sums(order)
+    def sums_in_passes(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
+        with self._stages.in_passes(region.blocks, fetcher):
+            return self.sums(order, region)
 
-    def sums(self, order: Order) -> Sums:
+    def sums(self, order: Order, region: FrameRegion | None = None) -> Sums:
         before = self._exchange.sent
-        pixels = self._owned(order.width, order.height)
-        rgb, depth, alpha, counters = self._frames.render(*_camera(order, self.device), order.width, pixels, self.shape.size)
+        camera, pixels = _camera(order, self.device), self.row_pixels(order, region)
+        rgb, depth, alpha, counters = self._frames.render(*camera, order.width, pixels, self.shape.size, partly=region is not None)
         rays = rgb.shape[0]
         counted = {"rays": rays, "samples": rays * self.settings.samples, "tensor_bytes": self._exchange.sent - before}
         return Sums(rgb, depth, alpha, counters | counted)
-
-    def _row_pixels(self, width: int, height: int) -> tuple[Tensor, ...]:
-        """Pixels of each tensor rank of this rank's row."""
-        first = self.row * self.shape.tensor
-        return tuple(self.pixels(width, height)[first : first + self.shape.tensor])
 
 
 def _camera(order: Order, device: torch.device) -> tuple[Tensor, Tensor]:

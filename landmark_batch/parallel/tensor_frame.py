@@ -42,16 +42,16 @@ class _Need:
     def rows(self, rays: int) -> tuple[int, int]:
         return max(LEAST_ROOM, int(rays * self.samples)), max(LEAST_ROOM, int(rays * self.coloured))
 
-    def learn(self, most: Sequence[tuple[int, int, int]]) -> bool:
+    def learn(self, most: Sequence[tuple[int, int, int]], *, partly: bool = False) -> bool:
         """Whether the frame has to be rendered again. most: of each batch the rays of its largest share, and the most samples and
-        coloured samples of a share. Room that a frame does not use is given back.
+        coloured samples of a share. Room that a frame does not use is given back, unless it was a part of one.
         """
         short = any(found > self.rows(rays)[0] for rays, found, _ in most)
         unlisted = any(coloured > self.rows(rays)[1] for rays, _, coloured in most)
         samples, coloured = (SLACK * max((share[i] / max(1, share[0]) for share in most), default=0.0) for i in (1, 2))
-        if short or samples < self.samples * USED:
+        if short or (samples < self.samples * USED and not partly):
             self.samples = max(samples, LEAST)
-        if unlisted or (coloured < self.coloured * USED and not short):  # a short list of samples has too few coloured ones
+        if unlisted or (coloured < self.coloured * USED and not short and not partly):  # a short list of samples has too few coloured ones
             self.coloured = max(coloured, LEAST)
         return short or unlisted
 
@@ -82,12 +82,13 @@ class TensorFrames:
         self._pixels = lru_cache(maxsize=FRAME_SIZES)(self._cut)
 
     def render(
-        self, pose: Tensor, lens: Tensor, width: int, pixels: tuple[Tensor, ...], shares: int
+        self, pose: Tensor, lens: Tensor, width: int, pixels: tuple[Tensor, ...], shares: int, *, partly: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, int]]:
         """rgb [P, 3] before the background, depth [P], alpha [P] of the rays this rank owns, and counters of them.
 
         pose [3, 4], lens [4]: as for pixel_rays. pixels: row * width + column [P] int64 of each tensor rank, of `shares` in all (see
-        `ray_shares`); the same tensors for every frame of a size. Raises GroupError where ranks have sampled differently.
+        `ray_shares`); the same tensors for every whole frame of a size. partly: they are a part of one.
+        Raises GroupError where ranks have sampled differently.
         """
         stages, rank = self._stages, self._exchange.rank
         if not self._memory:
@@ -103,7 +104,7 @@ class TensorFrames:
                 raise _differing_ranks()
             if any(row[2] for row in table):
                 raise kernels.AbsentBlockError(f"{sum(row[2] for row in table)} samples lie in blocks that are not in memory")
-            if not self._need.learn([(count, row[0], row[1]) for count, row in zip(rays, table, strict=True)]):
+            if not self._need.learn([(count, row[0], row[1]) for count, row in zip(rays, table, strict=True)], partly=partly):
                 break
         sums = self._joined(done, pixels[rank], self._places(pixels[rank], width, shares, len(cut)))
         counters = {"survived": sum(row[4] for row in table), "coloured": sum(row[5] for row in table)}
