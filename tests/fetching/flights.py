@@ -79,9 +79,11 @@ def make_settings(store: BlockStore, **changes: Any) -> RenderSettings:
     return RenderSettings(**{**values, **changes})
 
 
-def route_of(store: BlockStore, settings: RenderSettings, folder: Path, order: list[int]) -> Route:
+def route_of(store: BlockStore, settings: RenderSettings, folder: Path, order: list[int], scale: int = 1) -> Route:
+    """scale: of the frames' rows and columns."""
+    lens, size = [value * scale for value in LENS], (WIDTH * scale, HEIGHT * scale)
     visible = FrustumBlocks(store.config, settings, store.mask(), store.division)
-    sets = [visible.blocks(pose, LENS, WIDTH, HEIGHT) for pose in POSES]
+    sets = [visible.blocks(pose, lens, *size) for pose in POSES]
     offsets = np.cumsum([0, *map(len, sets)]).astype(np.int64)
     seen = FlightBlocks(offsets, np.concatenate(sets).astype(np.int32), np.ones(len(POSES), np.int64), np.arange(len(POSES)))
     file = folder / "route.npz"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from landmark_batch.fetching import fetcher as fetching
+from landmark_batch.fetching import regions
 from landmark_batch.fetching.choice import FetchChoice
 from landmark_batch.fetching.fetcher import Fetcher
 from landmark_batch.fetching.flight_blocks import FlightBlocks
@@ -39,7 +43,8 @@ class Flown:
 
     foresight: 'route' knows every frame's blocks, 'short' names one block for each, 'none' looks at each camera as it comes.
     scale: frames have as many times the rows and columns of `flights`. host: blocks that a rank's host memory holds; ranks share what
-    they read from four on.
+    they read from four on. cut: frames that need more blocks than there are slots are cut into regions, else they go through passes whole.
+    pass_rays: what goes through passes together where that is cut; 0 for as much as usual.
     """
 
     store: Path
@@ -52,6 +57,8 @@ class Flown:
     in_flight: int = 1
     scale: int = 1
     host: int = 2
+    cut: bool = True
+    pass_rays: int = 0
 
     def view(self, index: int) -> tuple[NDArray[np.float64], list[float], int, int]:
         """c2w, intrinsics, width, height."""
@@ -64,16 +71,18 @@ def fly(rank: int, cases: list[Flown]) -> list[list[Frame]]:
     for case in cases:
         renderer = _group_renderer(rank, case)
         frames: list[Frame] = []
-        if rank == 0:
-            waiting: deque[Any] = deque()
-            for index in case.poses:
-                waiting.append(renderer.begin(*case.view(index), frame=index))
-                while len(waiting) >= case.in_flight:
-                    frames.append(_finished(waiting.popleft()))
-            frames += [_finished(pending) for pending in waiting]
-        else:
-            renderer.serve()
-        renderer.close()
+        whole = nullcontext() if case.cut else mock.patch.object(fetching, "frame_regions", return_value=[])
+        with whole, mock.patch.object(regions, "PASS_RAYS", case.pass_rays or regions.PASS_RAYS):
+            if rank == 0:
+                waiting: deque[Any] = deque()
+                for index in case.poses:
+                    waiting.append(renderer.begin(*case.view(index), frame=index))
+                    while len(waiting) >= case.in_flight:
+                        frames.append(_finished(waiting.popleft()))
+                frames += [_finished(pending) for pending in waiting]
+            else:
+                renderer.serve()
+            renderer.close()
         for thread in threading.enumerate():
             if thread.name.startswith("landmark-fetch"):
                 thread.join(20)  # of a read that was under way
@@ -125,4 +134,4 @@ def _route(rank: int, case: Flown, store: BlockStore, settings: Any) -> Route | 
         return Route(FlightBlocks(np.arange(count + 1), np.zeros(count, np.int32), np.ones(count, np.int64), np.arange(count)))
     folder = case.store.parent / f"rank{rank}"
     folder.mkdir(exist_ok=True)
-    return route_of(store, settings, folder, list(case.poses))
+    return route_of(store, settings, folder, list(case.poses), case.scale)

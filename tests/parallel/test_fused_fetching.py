@@ -1,4 +1,4 @@
-"""Tensor ranks that fetch blocks for the CUDA kernels' ops, here their references: ranks in threads of one process, in passes or not."""
+"""Ranks that fetch blocks for the CUDA kernels' ops, here their references: in threads of one process, in passes, by regions or whole."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from landmark_batch.fetching.flight_blocks import FlightBlocks
 from landmark_batch.fetching.route import Route
 from landmark_batch.kernels import fused
 from landmark_batch.kernels.reference.field import sample_blocks
-from landmark_batch.parallel import share, tensor_frame
+from landmark_batch.parallel import parts, share, tensor_frame
 from landmark_batch.parallel.orders import render_order
-from landmark_batch.parallel.parts import FusedTensorPart, Sums
+from landmark_batch.parallel.parts import FusedTensorPart, RayPart, Sums
+from landmark_batch.parallel.regions import RegionRule
 from landmark_batch.parallel.shape import GroupShape
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.shard import ChannelShard
@@ -34,6 +35,7 @@ __all__ = ["one_thread"]
 
 CPU = torch.device("cpu")
 FLIGHT = (1, 2)  # steep, flat
+TENSOR, DATA = GroupShape(2, 1), GroupShape(1, 2)
 CHANNELS = {"density_channels": 16, "appearance_channels": 16}  # whole octets a rank: slots are only filled up to them on a GPU
 
 
@@ -76,16 +78,18 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_store(tmp_path_factory.mktemp("fused"), request.param, **CHANNELS)[1]
 
 
-def fly(path: Path, folder: Path, slots: int, *, short: bool = False) -> list[list[Sums]]:
-    """The sums of each rank of TP 2, frame by frame. slots: 0 for the whole scene. short: one block is foreseen for each frame."""
-    store, shape, board = BlockStore.open(path), GroupShape(2, 1), Board(2)
+def fly(path: Path, folder: Path, slots: int, *, short: bool = False, shape: GroupShape = TENSOR) -> list[list[Sums]]:
+    """The sums of each of two ranks, frame by frame. slots: 0 for the whole scene. short: one block is foreseen for each frame."""
+    store, board = BlockStore.open(path), Board(2)
     settings = make_settings(store, runtime="torch")
 
     def rank(index: int) -> list[Sums]:
         torch.set_num_threads(1)
-        shard = ChannelShard(index, 2)
+        shard = ChannelShard(index, 2) if shape.tensor > 1 else None
         channel = BoardChannel(board, index, 2)
-        group: Any = SimpleNamespace(rank=index, membership=SimpleNamespace(shape=shape, data_index=0), tensor=channel)
+        group: Any = SimpleNamespace(
+            rank=index, membership=SimpleNamespace(shape=shape, data_index=shape.data_index(index)), tensor=channel
+        )
         fetcher = None
         if slots:
             count = len(POSES)
@@ -96,7 +100,8 @@ def fly(path: Path, folder: Path, slots: int, *, short: bool = False) -> list[li
             choice = FetchChoice("dynamic", "test", slots, 2 * store.block_bytes("fp32"))
             fetcher = Fetcher(store, settings, CPU, choice, route, shard=shard)
         weights = fetcher.base if fetcher is not None else load_scene(path, shard=shard)
-        part = FusedTensorPart(group, weights, settings, CPU, 1, fetcher, None)
+        kind = FusedTensorPart if shape.tensor > 1 else RayPart
+        part = kind(group, weights, settings, CPU, 1, fetcher, None)
         try:
             with torch.inference_mode():
                 return [part.render(render_order(1, 1, POSES[i], LENS, WIDTH, HEIGHT, frame=i)) for i in FLIGHT]
@@ -128,3 +133,31 @@ def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(store: Path, tmp_
                 for name in ("rays", "survived", "coloured"):
                     assert got.counters[name] == want.counters[name]
             assert sum(got.counters["fetch_loads"] for got in found) >= 6
+
+
+@pytest.mark.parametrize("shape", [TENSOR, DATA], ids=["TP 2", "DP 2"])
+@pytest.mark.usefixtures("one_thread", "kernels_of_a_gpu")
+def test_regions_give_the_bits_of_the_whole_scene(store: Path, tmp_path: Path, shape: GroupShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Squares of rays that regions cut, regions in which a rank has no ray, regions in passes; buffers that must grow in one."""
+    resident = fly(store, tmp_path, 0, shape=shape)
+    monkeypatch.setattr(parts, "region_rule", lambda *_: RegionRule((4, 4), 16))
+    monkeypatch.setattr(tensor_frame, "LEAST_ROOM", 16)
+    seen: list[bool] = []
+    for kind in (FusedTensorPart, RayPart):
+
+        def sums(self: Any, order: Any, region: Any = None, render: Any = kind.sums) -> Sums:
+            found: Sums = render(self, order, region)
+            seen.append(found.alpha.shape[0] > 0)
+            return found
+
+        monkeypatch.setattr(kind, "sums", sums)
+    for found, wanted in zip(fly(store, tmp_path, 4, shape=shape), resident, strict=True):
+        for got, want in zip(found, wanted, strict=True):
+            for name in ("rgb", "depth", "alpha"):
+                assert torch.equal(getattr(got, name), getattr(want, name)), name
+            assert {name: got.counters[name] for name in ("rays", "samples", "survived", "coloured")} == {
+                name: want.counters[name] for name in ("rays", "samples", "survived", "coloured")
+            }
+            assert got.counters["fetch_loads"] > 0
+    assert len(seen) > 8, "frames were cut"
+    assert shape == DATA or not all(seen), "a tensor rank without a ray takes part"

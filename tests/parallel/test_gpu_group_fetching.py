@@ -61,3 +61,23 @@ def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(
                 assert [counters[name] for name in ("rays", "survived", "coloured")] == [
                     counted[name] for name in ("rays", "survived", "coloured")
                 ]
+
+
+@pytest.mark.parametrize("shape", [GroupShape(1, 2), GroupShape(2, 1)], ids=["DP 2", "TP 2"])
+@pytest.mark.parametrize("runtime", ["fused", "torch"])
+def test_crowded_frames_go_region_by_region(own_ranks: Ranks, stores: list[Path], shape: GroupShape, runtime: str) -> None:
+    """With the bits of the whole scene, and fewer loads than in passes; where passes are made dear, many small regions."""
+    whole = [Flown(store, 0, FLIGHT, settings={"runtime": runtime}, device="cuda", scale=10) for store in stores[:2]]
+    cases = [replace(case, slots=slots, in_flight=2, pass_rays=rays) for case in whole for slots, rays in ((5, 0), (5, 512), (3, 512))]
+    with group_of(own_ranks, shape, device="cuda") as ranks:
+        found = all_of(ranks.all(range(2), fly, [*whole, *cases, *(replace(case, slots=5, cut=False) for case in whole)]))
+    resident, cut, passes = found[:2], found[2:8], found[8:]
+    for number, (case, frames) in enumerate(zip(cases, cut, strict=True)):
+        for (got, counters), (want, counted) in zip(frames, resident[number // 3], strict=True):
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name], err_msg=f"{name}, {case}")
+            for name in ("rays", "survived", "coloured"):
+                assert counters[name] == counted[name], (name, case)
+    for number, frames in enumerate(passes):
+        loads, of_passes = (sum(counters["fetch_loads"] for _, counters in some) for some in (cut[3 * number], frames))
+        assert loads < of_passes

@@ -6,15 +6,21 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from landmark_batch.fetching.block_sets import block_sets
+from landmark_batch.fetching.crowded import crowded_loads, frame_regions
+from landmark_batch.fetching.visibility import FrustumBlocks
+from landmark_batch.model import tiles
+from landmark_batch.parallel.regions import region_rule
 from landmark_batch.parallel.shape import GroupShape
 from landmark_batch.scene.store import BlockStore
-from tests.fetching.flights import write_store
+from tests.fetching.flights import make_settings, open_fetching, route_of, write_store
 from tests.parallel.conftest import group_of
-from tests.parallel.fetching_tasks import Flown, Frame, fly, fly_alone
+from tests.parallel.fetching_tasks import TILE, Flown, Frame, fly, fly_alone
 from tests.parallel.ranks import Ranks
 from tests.parallel.tasks import load_kernels
 
@@ -87,6 +93,59 @@ def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(compiled: Ranks, 
                 assert fetched["fetch_loads"] == BLOCKS * shape.size  # each rank its own channels of each block, once
             else:
                 assert fetched["fetch_loads"] > BLOCKS * shape.size
+
+
+def loads(frames: list[Frame]) -> list[int]:
+    return [counters["fetch_loads"] for _, counters in frames]
+
+
+def loads_of_one_rank(case: Flown, folder: Path) -> list[int]:
+    """Blocks that a renderer of one rank loads, frame by frame."""
+    store, opened = BlockStore.open(case.store), list[Any]()
+    settings = make_settings(store, **case.settings)
+    renderer = open_fetching(opened, store, settings, case.slots, route_of(store, settings, folder, list(case.poses), case.scale))
+    try:
+        return [renderer.render(*case.view(index), frame=index).counters["fetch_loads"] for index in case.poses]
+    finally:
+        for thing in reversed(opened):
+            thing.close()
+
+
+def planned_loads(case: Flown, index: int, shape: GroupShape) -> tuple[int, bool]:
+    """Blocks that a plan says each rank loads for a frame alone, and whether any of its regions goes through passes."""
+    store, view = BlockStore.open(case.store), case.view(index)
+    settings = make_settings(store, **case.settings)
+    frustum, rule = FrustumBlocks(store.config, settings, store.mask(), store.division), region_rule(shape, settings, "cpu")
+    regions = frame_regions(frustum, *view, rule.unit, case.slots, rule.passes)
+    found = crowded_loads(block_sets([frustum.blocks(*view)]), [[0]], lambda row: regions, case.slots, most=1, passes=rule.passes)
+    return found.loads, any(len(region.blocks) > case.slots for region in regions)
+
+
+@pytest.mark.parametrize("name", ["DP 2", "TP 2"])
+def test_crowded_frames_load_on_each_rank_what_they_load_on_one(
+    compiled: Ranks, stores: dict[str, Path], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Region by region, several tiles at once and two frames in flight: what the plan says, less than in passes, and the same bits."""
+    monkeypatch.setattr(tiles, "CPU_SAMPLES", TILE)
+    shape, flight = SHAPES[name], (0, 2, 0)
+    whole = [Flown(store, 0, flight, scale=2, threads=2) for store in stores.values()]  # frames of 4 x 5 tiles
+    cases = [replace(case, slots=slots, in_flight=2) for case in whole for slots in (4, 5)]
+    found = fly_in(compiled, shape, [*whole, *cases, *(replace(case, cut=False) for case in cases)])
+    exact = 0
+    for number, (case, frames) in enumerate(zip(cases, found[2:6], strict=True)):
+        for (got, counters), (want, counted) in zip(frames, found[number // 2], strict=True):
+            for output in want:
+                np.testing.assert_array_equal(got[output], want[output], err_msg=f"{output}, {case}")
+            assert [counters[field] for field in RENDERED] == [counted.get(field, 0) for field in RENDERED]
+        planned, in_passes = planned_loads(case, flight[0], shape)
+        if not in_passes:
+            assert loads(frames)[0] == shape.size * planned, case
+            exact += 1
+        if shape.tensor == 1 or case.slots == 5:  # where tensor ranks leave as much to passes as one rank does
+            assert loads(frames) == [shape.size * count for count in loads_of_one_rank(case, tmp_path)], case
+        if shape.tensor > 1 or case.slots == 5:
+            assert sum(loads(frames)) < sum(loads(found[6 + number])), case
+    assert exact >= 2
 
 
 @pytest.mark.parametrize("name", SHAPES)

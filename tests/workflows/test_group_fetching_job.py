@@ -16,6 +16,8 @@ from landmark_batch.events import ChunkDone, Event
 from landmark_batch.fetching.choice import SceneSize
 from landmark_batch.scene.store import BlockStore
 from landmark_batch.workflows import machine
+from landmark_batch.workflows.fetch_plan import fetch_report
+from landmark_batch.workflows.plan import make_plan
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.renderers import _agreed_choice
 from tests.workflows.block_jobs import HIGH, SLOTS, block_job, write_flight, write_town
@@ -62,6 +64,18 @@ def test_a_group_with_two_slots_writes_the_bytes_of_one_with_the_whole_scene(tmp
     assert (read + shared) % (town // 6) == 0 and read + shared >= 2 * town, "each rank has had whole blocks, from the store or the other"
     assert "from a neighbour" in _fetched(results["dynamic"])
     assert counted["survived"] == results["resident"].counters["survived"] > 0
+
+
+@pytest.mark.timeout(240)
+def test_a_plan_counts_crowded_frames_as_a_group_renders_them(tmp_path: Path, scheduler: str) -> None:
+    """One frame sees all six blocks and has two regions: each rank loads six, seven were it to go through passes."""
+    write_town(tmp_path)
+    words = ("cameras.frames=24-25", "fetching.gpu_blocks=5", "sampling.samples=512", "cameras.width=96", "cameras.height=64")
+    options = (*SLOTS, *words, "parallel.tensor_parallel=2", "parallel.workers=2")
+    job = block_job(tmp_path / "town.zarr", write_flight(tmp_path), tmp_path / "frames.zarr", *options)
+    found = fetch_report(make_plan(job))
+    assert (found.groups, found.order.passes, found.order.loads, found.loads, found.sampled) == (1, 1, 7, 6, False)
+    assert run_render(job, scheduler=scheduler).counters["fetch_loads"] == 2 * found.loads
 
 
 class Told:
