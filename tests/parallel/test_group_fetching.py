@@ -96,7 +96,7 @@ def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(compiled: Ranks, 
 
 
 def loads(frames: list[Frame]) -> list[int]:
-    return [counters["fetch_loads"] for _, counters in frames]
+    return [counters.get("fetch_loads", 0) for _, counters in frames]
 
 
 def loads_of_one_rank(case: Flown, folder: Path) -> list[int]:
