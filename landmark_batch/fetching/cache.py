@@ -70,8 +70,8 @@ class BlockCache:
             self._copies = SlotCopies(self._host, self.tables, reader.moved_bytes, self._counted)
         self._counted.raise_to(slot_bytes=self.tables.slot_bytes)
         self._content = [EMPTY] * slots
-        self._held_at = [0] * slots  # which hold was the last, by slot
-        self._holds = 0
+        self._held_at = [0] * slots  # when its block was held last, by slot
+        self._holds = 0  # of blocks, one after another
         self._position = -1
         self._holding = False
         self._plan = SlotPlan([], slots)
@@ -102,6 +102,8 @@ class BlockCache:
     def hold(self, blocks: Sequence[int], position: int | None = None) -> Iterator[None]:
         """All of `blocks` are in slots, and `tables.slots` tells exactly these, for what the current stream does inside.
 
+        Of blocks that are needed equally late those leave first that were held longest ago; of one hold, in the order of `blocks`.
+
         position: of the expected frames; None: the next. The same again: another pass over that frame, or parts of it. Frames before
         it are over. Blocks that were not expected are loaded when they are asked for.
         Raises ValueError for more blocks than slots, or no such block; CheckpointError or StoreError, naming block and file, for one
@@ -115,7 +117,7 @@ class BlockCache:
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self._blocks:
             raise ValueError(f"blocks {wanted[0]} to {wanted[-1]} of {self._blocks}")
         with self._on_device():
-            places = self._enter(wanted, self._position + 1 if position is None else position)
+            places = self._enter(wanted, blocks, self._position + 1 if position is None else position)
         self._holding = True
         try:
             yield
@@ -125,6 +127,14 @@ class BlockCache:
                 self._copies.release(places.values())
         with self._on_device():
             self._go_on(self._position, wanted)
+
+    def in_order(self, blocks: Sequence[int], position: int, *, last: bool) -> list[int]:
+        """Blocks of the expected frame at `position` that take turns in the slots, in an order that loads few: as `Fetcher.in_order`."""
+        present = set(self._content)
+        uses = self._plan.uses_after(position, blocks)
+        rank = {block: (-uses[block] if last else uses[block], block) for block in blocks}
+        order = sorted(blocks, key=lambda block: (block not in present, rank[block]))
+        return sorted(order[: self.capacity], key=rank.__getitem__) + order[self.capacity :]  # as they leave
 
     def resize(self, slots: int) -> None:
         """Other slots instead, with nothing in them; the future stays. `tables.slots` stays where it is, the tables do not.
@@ -146,9 +156,8 @@ class BlockCache:
         self._host.close()
         self._copies.close()
 
-    def _enter(self, wanted: list[int], position: int) -> dict[int, int]:
+    def _enter(self, wanted: list[int], order: Sequence[int], position: int) -> dict[int, int]:
         self._copies.settle()
-        self._holds += 1
         present = set(self._content)
         self._counted.add(hits=sum(block in present for block in wanted))
         stale = bool(self._plan.queue) and self._plan.queue[0].position < position  # of a frame of which only parts were asked for
@@ -173,8 +182,9 @@ class BlockCache:
         self._position = position
         at = {block: slot for slot, block in enumerate(self._content)}
         places = {block: at[block] for block in wanted}
-        for slot in places.values():
-            self._held_at[slot] = self._holds
+        for block in order:
+            self._holds += 1
+            self._held_at[places[block]] = self._holds
         self._copies.join(places.values())
         self.tables.show(places)
         return places

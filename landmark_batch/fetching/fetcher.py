@@ -132,6 +132,7 @@ class Fetcher:
         self._cache.expect(sets)
         for self._position, region in enumerate(found):
             yield region
+            self._last = region.blocks  # of one in passes, too: the same on all ranks, whatever each has read by now
 
     def hold(self, blocks: Sequence[int]) -> AbstractContextManager[Any]:
         """All of `blocks` are in slots while inside; waits for those that are not yet."""
@@ -140,6 +141,14 @@ class Fetcher:
             self._due = None
         self._last = blocks
         return self._cache.hold(blocks, position=self._position)
+
+    def in_order(self, blocks: Sequence[int], *, last: bool) -> list[int]:
+        """Blocks of the frame or the region at hand, more than there are slots, in the order in which passes load fewest.
+
+        Those in slots come first. Of the others those that are needed again soonest come first in a pass that another one follows, which
+        begins with what this one leaves, and last in the last pass, after which they stay.
+        """
+        return self._cache.in_order(blocks, self._position, last=last)
 
     def counted(self) -> dict[str, int]:
         """What was fetched since the last call: FETCH_COUNTERS."""

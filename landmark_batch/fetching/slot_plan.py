@@ -104,6 +104,11 @@ class SlotPlan:
         use = self._ahead.next_use(block)
         return use == NEVER, block in self._place, use
 
+    def uses_after(self, position: int, blocks: Sequence[int]) -> dict[int, int]:
+        """{block: first frame behind `position` that needs it}, as `Lookahead.next_use`."""
+        self._ahead.advance(position + 1)
+        return {block: self._ahead.next_use(block) for block in blocks}
+
     def _plan(self, position: int) -> None:
         wanted = self._sets[position].tolist()
         if self._fresh or not self._repeats[position]:

@@ -51,6 +51,10 @@ class BlockSource(Protocol):
         """All of `blocks`, at most `capacity`, are present while inside; others may be absent."""
         ...
 
+    def in_order(self, blocks: Sequence[int], *, last: bool) -> list[int]:
+        """Blocks that take turns in the slots, in the order that loads fewest. last: for the last time that they all do so."""
+        ...
+
 
 class FrameRegion(Protocol):
     """Pixels of rows top..bottom-1 and columns left..right-1 of a frame, and the blocks, ascending, that they can touch."""

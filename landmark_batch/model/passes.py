@@ -68,14 +68,14 @@ class FieldInPasses:
     def appearance(self, rays: Tensor, samples: Samples) -> Tensor:
         """As Field.appearance."""
         features = samples.t.new_zeros(len(samples), self._config.app_dim)
-        for chosen in self._passes(rays, samples, -1):  # blocks of the last density pass are there still
+        for chosen in self._passes(rays, samples, last=True):
             features[chosen] = self._field.appearance(rays, samples.select(chosen))
         return features
 
-    def _passes(self, rays: Tensor, samples: Samples, step: int = 1) -> Iterator[Tensor]:
-        """Indices of the samples whose blocks are present, pass by pass. step: -1 for blocks of high numbers first."""
+    def _passes(self, rays: Tensor, samples: Samples, *, last: bool = False) -> Iterator[Tensor]:
+        """Indices of the samples whose blocks are present, pass by pass. last: they are not needed again."""
         block = blocks_of(rays, samples, self._config, self._division)
-        for group in in_passes(present_blocks([block])[::step], self._source.capacity):
+        for group in in_passes(self._source.in_order(present_blocks([block]), last=last), self._source.capacity):
             with self._source.hold(group):
                 yield _inside(block, group, self._division)
 
@@ -108,12 +108,12 @@ class TilePasses:
 
     def _finish_band(self, band: list[_Part], source: BlockSource) -> Iterator[TileOutput]:
         needed = present_blocks(part.block for part in band)
-        for group in in_passes(needed, source.capacity):
+        for group in in_passes(source.in_order(needed, last=False), source.capacity):
             with source.hold(group):
                 self._each(band, lambda part, group=group: self._add_density(part, group))  # type: ignore[misc]
         self._each(band, self._weigh)
         needed = present_blocks(part.block.index_select(0, part.coloured) for part in band)
-        for group in in_passes(needed[::-1], source.capacity):  # those of the last density pass are there still
+        for group in in_passes(source.in_order(needed, last=True), source.capacity):
             with source.hold(group):
                 self._each(band, lambda part, group=group: self._add_appearance(part, group))  # type: ignore[misc]
         yield from self._renderer._pool.map(self._plain(self._decode), band)

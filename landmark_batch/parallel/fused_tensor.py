@@ -146,7 +146,7 @@ class FusedTensorStages:
             every[torch.tensor([*blocks], dtype=torch.int64, device=self.device)] = 0
             marched = self._march(rays, capacity, every)  # with a status that tells whether each sample lies in one of them
             total = torch.zeros_like(marched.partial)
-            for group in in_passes(blocks, source.capacity):
+            for group in in_passes(source.in_order(blocks, last=False), source.capacity):
                 with source.hold(group):
                     total += self._march(rays, capacity, self._tables.slots).partial  # 0 in absent blocks
             return marched._replace(partial=total)
@@ -204,7 +204,7 @@ class FusedTensorStages:
                 return self._features(rays, rows, status)
             blocks, source = self._passes
             total = rays.new_zeros(rows.shape[0], self.config.app_dim)
-            for group in in_passes(blocks[::-1], source.capacity):
+            for group in in_passes(source.in_order(blocks, last=True), source.capacity):
                 with source.hold(group):
                     total += self._features(rays, rows, status)  # 0 in absent blocks
             return total

@@ -17,6 +17,7 @@ from landmark_batch.errors import CheckpointError, ConfigError
 from landmark_batch.fetching.belady import belady
 from landmark_batch.fetching.block_sets import block_sets
 from landmark_batch.fetching.cache import BlockCache
+from landmark_batch.model.blocks import in_passes
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import BlockStore, BlockTable
 from tests.fetching.cached import assert_holds, expected, make_store
@@ -155,6 +156,42 @@ def test_passes_over_one_frame_load_what_they_must(stores: dict[str, BlockStore]
     with cache.hold([0, 1, 2]):
         assert_holds(cache, truth, [0, 1, 2])
     assert cache.stats.loads == 9
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    slots=st.integers(1, 5),
+    before=st.frozensets(st.integers(0, 5), max_size=5),
+    crowded=st.frozensets(st.integers(0, 5), min_size=2),
+    after=st.frozensets(st.integers(0, 5), max_size=5),
+    times=st.integers(1, 2),
+)
+def test_passes_in_order_load_hardly_more_than_the_plan(
+    stores: dict[str, BlockStore],
+    slots: int,
+    before: frozenset[int],
+    crowded: frozenset[int],
+    after: frozenset[int],
+    times: int,
+) -> None:
+    """A frame, one in passes (or twice), and one behind it: what the slots hold is taken first, and what is needed again stays."""
+    if len(crowded) <= slots:
+        return
+    frames = [sorted(before)[:slots], *[sorted(crowded)] * times, sorted(after)[:slots]]
+    cache = BlockCache(stores["blocks"], "cpu", slots=slots, host_bytes=None, precision="fp32")
+    try:
+        cache.expect(frames)
+        for position, blocks in enumerate(frames):
+            if len(blocks) <= slots:
+                with cache.hold(blocks, position=position):
+                    continue
+            for last in (False, True):
+                for group in in_passes(cache.in_order(blocks, position, last=last), slots):
+                    with cache.hold(group, position=position):
+                        pass
+        assert 0 <= cache.stats.loads - belady(frames, slots).loads <= 1
+    finally:
+        cache.close()
 
 
 def test_a_new_order_keeps_what_is_there(stores: dict[str, BlockStore], opened: list[BlockCache]) -> None:
