@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future as ThreadFuture
 from multiprocessing import resource_tracker, spawn
@@ -24,7 +25,7 @@ from distributed.security import Security
 from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.events import Event
 from landmark_batch.workflows.handle import DriverHandle, TaskHandle, ThreadHandle
-from landmark_batch.workflows.heartbeat import DriverWorker
+from landmark_batch.workflows.heartbeat import DriverWorker, calm
 from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.nanny import RenderNanny
@@ -38,7 +39,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 DASHBOARD_PORT = 8787
+SENT_LAST = 100  # messages of a stream that are kept here, for who debugs Dask
 _NANNY_PROCESS = "Dask Worker process"
+
+_LOGS = "distributed.admin.low-level-log-length"
 
 SETTINGS: dict[str, Any] = {
     "distributed.scheduler.work-stealing": False,  # it would tear ranges of neighbouring poses apart
@@ -50,8 +54,9 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
-    "distributed.admin.low-level-log-length": 2000,  # events kept by the scheduler
-    "distributed.admin.tick.interval": "1s",  # of each server's look at its own loop; the default, 20 ms, took 6 % of a core beside a job
+    _LOGS: 2000,  # events of a topic that a scheduler keeps, to be told to those who attach; and what a server has sent last
+    "distributed.admin.tick.interval": "2s",  # of each server's look at its own loop; the default, 20 ms, took 6 % of a core beside a job
+    "distributed.admin.tick.cycle": "10s",
     "distributed.admin.system-monitor.interval": "5s",  # of each server's look at its machine, for the dashboard
     "distributed.client.scheduler-info-interval": "30s",  # nothing here reads what a client keeps of it
     "distributed.scheduler.active-memory-manager.start": False,  # it moves results about; receipts are fetched and dropped
@@ -72,9 +77,21 @@ class _RenderCluster(LocalCluster):  # type: ignore[misc]
         self.worker_spec["driver"] = {"cls": DriverWorker, "options": _driver_options(self.new_spec["options"])}
         try:
             self.sync(self._correct_state)
+            self.sync(self._calm)
         except Exception:
             self.close()
             raise
+
+    async def _start(self) -> None:
+        """Start the scheduler; workers come later."""
+        with dask.config.set({_LOGS: SETTINGS[_LOGS]}):
+            await super()._start()
+        self.scheduler.transition_log = deque(self.scheduler.transition_log, maxlen=SENT_LAST)
+
+    async def _calm(self) -> None:
+        calm(self.scheduler, shown=True)
+        for server in self.workers.values():  # nannies and the driver's worker
+            calm(server, shown=False)
 
     def _new_worker_name(self, worker_number: int) -> str:
         return f"gpu{self._placement.gpus[worker_number]}" if self._placement.gpus else f"w{worker_number}"
@@ -156,7 +173,7 @@ def start_cluster(placement: Placement, *, log: Path | None = None, dashboard: b
     import the caller's main module (so a script needs no main guard). Raises GroupError where they do not come up.
     """
     exits = contextlib.ExitStack()
-    exits.enter_context(dask.config.set({**SETTINGS, "distributed.diagnostics.nvml": bool(placement.gpus)}))
+    exits.enter_context(dask.config.set({**SETTINGS, _LOGS: SENT_LAST, "distributed.diagnostics.nvml": bool(placement.gpus)}))
     if warm is not None:
         setattr(distributed.utils, "_forkserver_preload_set", True)  # noqa: B010  else Dask imports pandas here, to have it preloaded
         exits.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}))

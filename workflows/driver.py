@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3  # own errors, and separately crashes of its worker, after which a chunk is set aside
 KILLS = 10  # times that a chunk's worker was killed from outside (also by the system, for its memory), after which it is, too
 SILENCE = (10.0, 30.0)  # times the slowest chunk so far, and at least so many seconds, until a worker counts as hung
-LOOK_POLLS = 2  # waits for a word between two looks at which workers are there; whoever loses its chunk is known at once
+LOOK_POLLS = (2, 4)  # waits for a word between two looks at which workers are there: while some lack, and while all that were are;
+# whoever loses its chunk is known at once
 SETUP_FAILURES = 3  # workers that could not open the job, before the job gives up
 
 
@@ -82,6 +83,8 @@ class Driver:
         self._poll = poll
         self._clock = clock
         self._looked_at = self._worker_seen_at = clock()
+        self._most = 0  # workers that were there at once
+        self._look_every = LOOK_POLLS[0] * poll
         self._result = DriverResult()
         self._holding = self._paused = False
 
@@ -100,7 +103,7 @@ class Driver:
                 self._refuse(message.error)
             elif message is not None and self._out.get(message.number, (None, ""))[0] == message.attempt:
                 self._handle(message)
-            if self._clock() - self._looked_at >= LOOK_POLLS * self._poll:
+            if self._clock() - self._looked_at >= self._look_every:
                 self._look()
 
     def _steer(self) -> None:
@@ -165,6 +168,8 @@ class Driver:
             self._names[address] = name
             if address not in resting:
                 self._feeder.add_worker(address)
+        self._most = max(self._most, len(present))
+        self._look_every = LOOK_POLLS[len(present) == self._most and not resting] * self._poll
         self._replace_hung(now)
         if present or self._paused or self._pool.coming():
             self._worker_seen_at = now

@@ -7,14 +7,13 @@ from the job's snapshot and the scene, pixels go from the worker to the store.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-
-from dask.delayed import Delayed, delayed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from landmark_batch.chunks import FrameChunk
 from landmark_batch.workflows.worker import render_chunk
 
-_render = delayed(render_chunk, pure=False, traverse=False)
+Task = tuple[Callable[..., Any], str, str, tuple[int, ...], int]  # as in any Dask graph: a function and its arguments
 
 
 def task_prefix(name: str) -> str:
@@ -22,7 +21,7 @@ def task_prefix(name: str) -> str:
     return f"render_{re.sub(r'[^0-9A-Za-z]+', '_', name).strip('_') or 'job'}"
 
 
-class RenderGraph(Mapping[str, Delayed]):
+class RenderGraph(Mapping[str, Task]):
     """Keys 'render_<job>-<chunk number>-<run>' -> tasks. A repeated attempt is a new task with a new key.
 
     run: id of this run of the job, so that two jobs of one name can share a scheduler. turn: of graphs of one run.
@@ -39,17 +38,12 @@ class RenderGraph(Mapping[str, Delayed]):
         again = f"-{self.turn}-{attempt}" if attempt or self.turn else ""
         return f"{task_prefix(self.name)}-{number:06d}-{self.run}{again}"
 
-    def task(self, number: int, attempt: int = 0, frames: Sequence[int] | None = None) -> Delayed:
+    def task(self, number: int, attempt: int = 0, frames: Sequence[int] | None = None) -> Task:
         """The task of a chunk, or of some of its frames."""
         chunk = self.chunks[number]
-        wanted = chunk.frames if frames is None else tuple(frames)
-        return _render(self.run, chunk.id, wanted, attempt, dask_key_name=self.key(number, attempt))
+        return (render_chunk, self.run, chunk.id, chunk.frames if frames is None else tuple(frames), attempt)
 
-    def window(self, numbers: Sequence[int]) -> list[Delayed]:
-        """The part of the graph that is fed next."""
-        return [self._tasks[self.key(i)] for i in numbers]
-
-    def __getitem__(self, key: str) -> Delayed:
+    def __getitem__(self, key: str) -> Task:
         return self._tasks[key]
 
     def __iter__(self) -> Iterator[str]:

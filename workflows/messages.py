@@ -1,10 +1,12 @@
-"""What a run's processes say to each other through Dask's topics, packed small: the scheduler keeps the last thousands of such messages.
+"""What a run's processes say to each other through Dask's topics, packed small: the scheduler keeps the last thousands of such messages,
+and those who pass them on need not look into them: what is long is one text.
 
 Messages travel in the stream that a process has to the scheduler anyway, together with what else it has to say.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,20 +29,28 @@ def events_topic(run: str) -> str:
 
 def events_message(events: Sequence[Event]) -> dict[str, Any]:
     """Events on their way; in an entry of their own, since Dask adds to a message who sent it."""
-    return {"events": [_packed(event_record(event)) for event in events]}
+    return {"events": _text([_packed(event_record(event)) for event in events])}
 
 
 def told_events(message: Mapping[str, Any]) -> list[Event]:
-    return [event_from_record(_unpacked(record)) for record in message["events"]]
+    return [event_from_record(_unpacked(record)) for record in json.loads(message["events"])]
 
 
 def receipt_message(chunk: str, attempt: int, receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """What came of a chunk's task, ahead of Dask's word that it has ended, so that nobody has to fetch it. Without the pixels' digests."""
-    return {"chunk": chunk, "attempt": attempt, "receipt": _packed({name: value for name, value in receipt.items() if name != "digests"})}
+    """What came of a chunk's task, ahead of Dask's word that it has ended, so that nobody has to fetch it. Without the pixels' digests.
+
+    Raises TypeError where it holds something that does not travel so.
+    """
+    told = {name: value for name, value in receipt.items() if name != "digests"}
+    return {"chunk": chunk, "attempt": attempt, "receipt": _text(_packed(told))}
 
 
 def told_receipt(message: Mapping[str, Any]) -> dict[str, Any]:
-    return _unpacked(message["receipt"])
+    return _unpacked(json.loads(message["receipt"]))
+
+
+def _text(values: Any) -> str:
+    return json.dumps(values, separators=(",", ":"))
 
 
 def _packed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Message, R
 from landmark_batch.workflows.session import SetupError, nothing_rendered
 
 GATHER_SECONDS = 30
+FIFO_TIMEOUT = "60s"  # chunks that come within it are of one age: jobs of one priority take turns
 CAUSE_SECONDS = 0.1  # between two looks for the cause of a loss
 Claim = Callable[[Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
@@ -53,6 +54,7 @@ class DaskPool:
         self._futures: dict[tuple[int, int], tuple[str, Future]] = {}
         self._standing: dict[tuple[int, int], list[int]] = {}
         self._receipts: dict[tuple[str, int], dict[str, Any]] = {}  # by chunk and attempt: told by workers, of tasks about to end
+        self._ended_futures: list[Future] = []  # of tasks that ended, until their release can travel with the next task
         self._unexplained: list[tuple[int, int, str]] = []  # lost tasks whose cause is being found: number, attempt, key
         self._priority = priority
         self._turn = turn
@@ -67,13 +69,16 @@ class DaskPool:
         told = event[1]
         if "receipt" in told:
             self._receipts[str(told["chunk"]), int(told["attempt"])] = told_receipt(told)
+            if "begun" in told:
+                self._began(told["begun"])
         elif "chunk" in told and "group" not in told:
-            self._messages.put(
-                ChunkStarted(chunk=str(told["chunk"]), worker=self._crew.name_of(str(told["address"])), at=float(told["at"]))
-            )
+            self._began(told)
         else:
             self._crew.told(told)
             self._messages.put(None)
+
+    def _began(self, told: Mapping[str, Any]) -> None:
+        self._messages.put(ChunkStarted(chunk=str(told["chunk"]), worker=self._crew.name_of(str(told["address"])), at=float(told["at"])))
 
     def _exited(self, event: tuple[float, Mapping[str, Any]]) -> None:
         self._crew.exited(event[1])
@@ -118,9 +123,11 @@ class DaskPool:
         if not frames:
             self._put(number, attempt, nothing_rendered())
             return
+        key = self._graph.key(number, attempt)
         whole = attempt == 0 and len(frames) == len(chunk.frames)
-        task = self._graph.window([number])[0] if whole else self._graph.task(number, attempt, frames)
-        future = self._client.compute(task, workers=[leader], allow_other_workers=False, priority=self._priority, optimize_graph=False)
+        task = self._graph[key] if whole else self._graph.task(number, attempt, frames)
+        self._ended_futures.clear()
+        future = self._client.submit(*task, key=key, workers=[leader], priority=self._priority, fifo_timeout=FIFO_TIMEOUT)
         self._futures[number, attempt] = (address, future)
         future.add_done_callback(lambda done: self._ended(number, attempt, address, done))
 
@@ -142,9 +149,6 @@ class DaskPool:
                 self._put(number, attempt, future.result(timeout=GATHER_SECONDS) if told is None else told)
         except Exception as error:  # noqa: BLE001  the receipt is gone with its worker: the ledger knows what stands
             self._messages.put(Lost(number, attempt, f"its receipt could not be fetched ({type(error).__name__})", worker_gone=False))
-        finally:
-            if self._futures.get((number, attempt)) is not None:
-                future.release()
 
     def _put(self, number: int, attempt: int, receipt: dict[str, Any]) -> None:
         standing = self._standing.pop((number, attempt), [])
@@ -173,6 +177,7 @@ class DaskPool:
                 message = self._messages.get(timeout=max(0.001, min(left, CAUSE_SECONDS) if self._unexplained else left))
             except queue.Empty:
                 if left <= 0:
+                    self._ended_futures.clear()
                     return None
                 continue
             if message is None:
@@ -183,7 +188,9 @@ class DaskPool:
                 self._unexplained.append((message.number, message.attempt, key))
                 continue
             if isinstance(message, Finished | Failed | Lost):
-                self._futures.pop((message.number, message.attempt), None)
+                _, future = self._futures.pop((message.number, message.attempt), ("", None))
+                if future is not None:
+                    self._ended_futures.append(future)
             return message
 
     def _explain(self) -> Lost | None:

@@ -251,7 +251,7 @@ class _Call:
         ended: float | None = None
         try:
             while True:
-                self._hand_on(0.1)
+                self._hand_on(0.1 if self._over else 0.25)
                 if self.stop.is_set():
                     self._ask(order, STOP_FILE)
                 if detached and self._begun:

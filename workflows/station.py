@@ -62,7 +62,8 @@ class DaskStation:
         self._client = client
         self._log_event = log_event
         self._held: list[Event] = []  # beginnings of chunks, not told yet
-        self._told_at = float("-inf")
+        self._held_at = 0.0  # when the first of them came
+        self._begun = False
         self._order = order
         self._crew: Crew | None = None
         self._pool: DaskPool | None = None
@@ -71,18 +72,20 @@ class DaskStation:
     def emit(self, event: Event) -> None:
         if self._exports is not None:
             self._exports(event)
+        if not self._held:
+            self._held_at = time.monotonic()
         self._held.append(event)
-        if not isinstance(event, ChunkStarted) or time.monotonic() - self._told_at >= HOLD_SECONDS:
+        if not (self._begun and isinstance(event, ChunkStarted)):
             self._tell()  # else most often another chunk is done in a moment: both travel together
+        self._begun |= isinstance(event, ChunkStarted)
 
     def _tell(self) -> None:
         held, self._held = self._held, []
-        self._told_at = time.monotonic()
         self._log_event(events_topic(self._order.run), events_message(held))
 
     def tell_held(self) -> None:
         """Tell what has waited long enough."""
-        if self._held and time.monotonic() - self._told_at >= HOLD_SECONDS:
+        if self._held and time.monotonic() - self._held_at >= HOLD_SECONDS:
             self._tell()
 
     def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:

@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future as ThreadFuture
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.worker import thread_state
 
 from landmark_batch.errors import GroupError
 from landmark_batch.fetching.transit import remove_leftovers
@@ -40,9 +40,10 @@ from landmark_batch.workflows.member import (
     import_all,
     meeting_place,
 )
-from landmark_batch.workflows.messages import receipt_message, topic
+from landmark_batch.workflows.messages import topic
 from landmark_batch.workflows.security import is_loopback
 from landmark_batch.workflows.session import GroupLostError, RenderSession, SetupError
+from landmark_batch.workflows.word import ChunkWord
 
 if TYPE_CHECKING:
     from landmark_batch.model.runtime import KernelSource
@@ -130,6 +131,12 @@ class RenderWorker(WorkerPlugin):  # type: ignore[misc]
             worker.metrics[name] = functools.partial(_shown, name)
         service.start()
 
+    def transition(self, key: str, start: str, finish: str, **_: Any) -> None:
+        """A task is on its way through Dask."""
+        service = SERVICES.get(self.run)
+        if service is not None and finish == "memory":
+            service.word.task_ended(key)
+
     async def teardown(self, worker: Worker) -> None:
         service = SERVICES.pop(self.run, None)
         worker.metrics.pop(f"landmark_{self.run}", None)
@@ -149,7 +156,7 @@ class Service:
         self.run = run
         self.folder = folder
         self.ranks = ranks
-        self.topic = topic(run)
+        self.word = ChunkWord(worker, topic(run))
         self.label = f"{socket.gethostname()}/{worker.name}"
         self.session: ThreadFuture[RenderSession] = ThreadFuture()
         self.member: GroupMember | None = None
@@ -173,13 +180,9 @@ class Service:
             return
         self.session = ThreadFuture()
         self.member = GroupMember(
-            order, self.folder, self.label, kernel_source(), tell=self.tell, session=self.session, rendezvous=rendezvous
+            order, self.folder, self.label, kernel_source(), tell=self.word.tell, session=self.session, rendezvous=rendezvous
         )
         self.member.start()
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """Word to the driver, and through it to the user. From any thread."""
-        self.worker.log_event(self.topic, {"name": str(self.worker.name), "address": self.worker.address, "at": time.time(), **message})
 
     @property
     def idle(self) -> bool:
@@ -270,15 +273,16 @@ def render_chunk(run: str, chunk: str, frames: Sequence[int], attempt: int) -> d
     if _draining.is_set():
         return {"stopped": True}
     try:
-        receipt = session.render(chunk, tuple(frames), attempt, lambda: service.tell({"chunk": chunk}))
+        receipt = session.render(chunk, tuple(frames), attempt, lambda: service.word.begin(chunk))
         with contextlib.suppress(TypeError):  # of something that does not travel so: it is fetched
-            service.tell(receipt_message(chunk, attempt, receipt))
+            service.word.receipt(thread_state.key, chunk, attempt, receipt)
         return receipt
     except GroupLostError as error:
         assert service.member is not None
         service.member.fence(error.__cause__ or error, chunk)
         raise
     finally:
+        service.word.end(chunk)
         if session.broken:
             end_process(CRASH_EXIT, "its device is in a bad state", after=1.0)
 
@@ -328,7 +332,7 @@ async def begin_drain(dask_worker: Worker) -> None:
     """Take no more chunks, in any run; `drained` tells when the last one in hand is done."""
     _draining.set()
     for service in list(SERVICES.values()):
-        service.tell({"draining": True})
+        service.word.tell({"draining": True})
 
 
 async def drained(dask_worker: Worker) -> bool:

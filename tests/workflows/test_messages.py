@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event, JobDone, JobStarted, Preparing
@@ -46,3 +47,8 @@ def test_a_receipt_arrives_without_digests() -> None:
 def test_long_lists_of_frames_are_short() -> None:
     done = ChunkDone("c", tuple(range(100_000)), "w0", 0, 1.5, {}, {})
     assert len(msgpack.packb(events_message([done]))) < 300
+
+
+def test_a_receipt_that_is_no_text_is_refused() -> None:
+    with pytest.raises(TypeError):
+        receipt_message("c", 0, {"frames": [1], "counters": {"rays": np.int64(3)}})

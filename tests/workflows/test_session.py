@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed.worker import thread_state
 
 from landmark_batch.errors import CheckpointError, ConfigError, StaleWriterError, StoreError
 from landmark_batch.frames.owner import StoreOwner
@@ -129,7 +130,9 @@ def test_a_task_without_a_session_says_so() -> None:
         render_chunk("nobody", "c", (0,), 0)
 
 
-def test_the_plugin_opens_a_session_shows_it_and_closes_it(opened: tuple[RenderSession, FrameStore, Path]) -> None:
+def test_the_plugin_opens_a_session_shows_it_and_closes_it(
+    opened: tuple[RenderSession, FrameStore, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import asyncio
 
     class FakeWorker:
@@ -147,8 +150,14 @@ def test_the_plugin_opens_a_session_shows_it_and_closes_it(opened: tuple[RenderS
     worker = FakeWorker()
     plugin = pickle.loads(pickle.dumps(RenderWorker("abcd1234", str(opened[2]))))
     plugin.setup(worker)
+    monkeypatch.setattr(thread_state, "key", "render_c", raising=False)  # as Dask does for a task
     receipt = render_chunk("abcd1234", "c", (5, 6), 0)
     assert receipt["frames"] == [5, 6]
+    assert len(worker.events) == 1, "what came of it waits for the task's end"
+    plugin.transition("another", "executing", "memory")
+    plugin.transition("render_c", "executing", "memory")
+    plugin.transition("render_c", "memory", "released")
+    assert len(worker.events) == 2
     assert worker.events[0][0] == "landmark-batch-abcd1234"
     assert worker.events[0][1]["name"] == "w0"
     assert {**receipt, **told_receipt(worker.events[-1][1])} == receipt, "what is told is the receipt, without digests"
@@ -192,8 +201,10 @@ def test_keys_carry_the_jobs_name_and_are_unique() -> None:
     graph = RenderGraph("city north.2", "0a1b2c3d", split_frames(range(16), 4))
     assert list(graph)[:2] == ["render_city_north_2-000000-0a1b2c3d", "render_city_north_2-000001-0a1b2c3d"]
     assert graph.key(0, 1) not in graph
-    assert graph.task(1, 2).key == "render_city_north_2-000001-0a1b2c3d-0-2"
-    assert [task.key for task in graph.window([2, 3])] == list(graph)[2:]
+    assert graph.key(1, 2) == "render_city_north_2-000001-0a1b2c3d-0-2"
+    assert graph[graph.key(1)] == (render_chunk, "0a1b2c3d", graph.chunks[1].id, (4, 5, 6, 7), 0)
+    assert graph.task(1, 2, [5])[3:] == ((5,), 2)
+    assert len(graph) == 4
     assert task_prefix("№") == "render_job"
     from distributed.utils import key_split
 
