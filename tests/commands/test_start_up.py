@@ -12,12 +12,11 @@ import pytest
 
 from landmark_batch.commands.start_up import FewCollections, warm_workers
 from landmark_batch.events import JobStarted
-from landmark_batch.workflows import machine
 from tests.commands.conftest import Run
 from tests.workflows.processes import until
 
 Servers = Callable[[], list[int]]
-FLAGS: dict[str, Any] = {"scheduler": None, "slurm": None, "device": None}
+FLAGS: dict[str, Any] = {"scheduler": None, "slurm": None}
 
 
 def test_collections_are_few_until_the_job_starts() -> None:
@@ -33,19 +32,16 @@ def test_collections_are_few_until_the_job_starts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "gpus", "begun"),
+    ("flags", "begun"),
     [
-        ({}, 0, True),
-        ({"scheduler": "tcp://host:1"}, 0, False),
-        ({"slurm": Path("slurm.toml")}, 0, False),
-        ({}, 1, False),
-        ({"device": "cpu"}, 1, True),
+        ({}, True),
+        ({"scheduler": "tcp://host:1"}, False),
+        ({"slurm": Path("slurm.toml")}, False),
     ],
 )
-def test_workers_are_made_ready_for_cores_of_this_machine(
-    flags: dict[str, Any], gpus: int, begun: bool, monkeypatch: pytest.MonkeyPatch, servers: Servers
+def test_workers_are_made_ready_for_this_machine(
+    flags: dict[str, Any], begun: bool, monkeypatch: pytest.MonkeyPatch, servers: Servers
 ) -> None:
-    monkeypatch.setattr(machine, "gpus_present", lambda _: gpus)
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     environment = dict(os.environ)
     with warm_workers({**FLAGS, **flags}) as warm:
