@@ -22,6 +22,7 @@ from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
 from landmark_batch.workflows.in_hand import chunk_frames
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
 from landmark_batch.workflows.request import scene_request
+from landmark_batch.workflows.warm import WarmStart
 
 PARTS = ("render", "start", "write", "export", "scheduling")
 DEMO_FRAMES = 24  # of the demo's flight, where nobody says how many
@@ -42,6 +43,7 @@ def run_bench(
     machine: Machine | None = None,
     launch: Launch | None = None,
     tell: Tell | None = None,
+    warm: WarmStart | None = None,
 ) -> BenchReport:
     """Measure `parts` in one run and return the figures. folder: where scenes, stores and exports of the bench go; stays.
 
@@ -49,7 +51,7 @@ def run_bench(
     of the scheduling bench, what each takes, and how many make a chunk (100,000 of 10 ms take some nine minutes; a shorter run says
     what they would take). settings: SECTION.KEY=VALUE that changed the job file, for commands. launch: starts commands of this
     program; without it nothing is said of what takes a command: part start, and resume and status in part scheduling. tell: gets
-    one line a step.
+    one line a step. warm: jobs fork their workers from it, as `render` does.
     Raises ConfigError for an unknown part, and as `run_render`.
     """
     unknown = sorted(set(parts) - set(PARTS))
@@ -57,7 +59,7 @@ def run_bench(
         raise ConfigError(f"bench {', '.join(unknown)}: no such part", remedy=f"parts are {', '.join(PARTS)}")
     machine = machine or describe_machine()
     found = Findings(tell)
-    bench = _Bench(folder, machine, found, launch)
+    bench = _Bench(folder, machine, found, launch, warm)
     folder.mkdir(parents=True, exist_ok=True)
     if set(parts) - {"scheduling"}:
         bench.choose(job, frames)
@@ -78,11 +80,12 @@ def run_bench(
 
 
 class _Bench:
-    def __init__(self, folder: Path, machine: Machine, found: Findings, launch: Launch | None) -> None:
+    def __init__(self, folder: Path, machine: Machine, found: Findings, launch: Launch | None, warm: WarmStart | None) -> None:
         self.folder = folder
         self.machine = machine
         self.found = found
         self.launch = launch
+        self.warm = warm
         self.described: dict[str, Any] = {}
         self._demo: Path | None = None
 
@@ -121,7 +124,7 @@ class _Bench:
         }
 
     def render(self) -> None:
-        JobBench(self.folder, self.job, self.request, self.placement, self.machine, self.found).measure()
+        JobBench(self.folder, self.job, self.request, self.placement, self.machine, self.found, self.warm).measure()
 
     def start(self, launch: Launch, settings: Sequence[str]) -> None:
         """From command to first frame by stage: `render` of a few frames in a process of its own, twice; the second is warm."""

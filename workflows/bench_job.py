@@ -22,6 +22,7 @@ from landmark_batch.workflows.machine import Machine, Placement, place_workers
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.request import RenderRequest
 from landmark_batch.workflows.result import RenderResult
+from landmark_batch.workflows.warm import WarmStart
 
 PART = "render"
 JOB_BAR, EXPORT_BAR = 1.10, 1.15  # wall time from first to last frame over bare kernels, on GPUs
@@ -48,13 +49,20 @@ class JobRun:
 
 
 class JobBench:
-    """Measures one job on one placement. folder: for stores and images."""
+    """Measures one job on one placement. folder: for stores and images. warm: workers are forked from it."""
 
     def __init__(
-        self, folder: Path, job: RenderJob, request: RenderRequest, placement: Placement, machine: Machine, found: Findings
+        self,
+        folder: Path,
+        job: RenderJob,
+        request: RenderRequest,
+        placement: Placement,
+        machine: Machine,
+        found: Findings,
+        warm: WarmStart | None = None,
     ) -> None:
         self.folder, self.job, self.request = folder, job, request
-        self.placement, self.machine, self.found = placement, machine, found
+        self.placement, self.machine, self.found, self.warm = placement, machine, found, warm
 
     def measure(self) -> None:
         """Bare rendering, half of it before the jobs and half after, so that a machine that drifts drifts for both."""
@@ -105,6 +113,7 @@ class JobBench:
                 dashboard=False,
                 machine=self.machine,
                 sinks=[watch, begun],
+                warm=self.warm,
                 **options,  # type: ignore[arg-type]
             )
             error = result.error()
@@ -154,7 +163,7 @@ class JobBench:
         found.add(PART, "disk, files of the frames' size, fsynced", rate / 1e6, "MB/s", f"in {self.folder}")
         found.add(PART, "  the job wrote", wrote / 1e6, "MB/s", f"{100 * wrote / rate:.0f} % of that")
         found.add(PART, "  bare rendering makes", needed / 1e6, "MB/s", f"{100 * needed / rate:.0f} % of it")
-        if needed < DISK_SHARE * rate:
+        if needed < DISK_SHARE * rate or self.folder.resolve().is_relative_to(MEMORY_FILES):
             return
         if not os.access(MEMORY_FILES, os.W_OK) or shutil.disk_usage(MEMORY_FILES).free < 4 * plain.bytes:
             found.add(PART, "  on a memory file system", 0.0, "frames/s", f"not measured: no room in {MEMORY_FILES}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from landmark_batch.commands.common import json_option, path_type, say_json, say_table, say_written
+from landmark_batch.commands.start_up import warm_workers
 from landmark_batch.scene.location import as_location
 
 _PARTS = ("render", "start", "write", "export", "scheduling")
@@ -87,6 +88,7 @@ def job_command(
             settings=settings,
             launch=_launch,
             tell=_tell,
+            warm=stack.enter_context(warm_workers({"scheduler": None, "slurm": None})),
         )
     written = [report.save(output)] if output is not None else []
     if as_json:
