@@ -97,6 +97,9 @@ class LandmarkBatch(click.Group):
             code = super().main(words, prog_name, complete_var, standalone_mode=False, obj={"words": words}, **extra)
             return code if isinstance(code, int) else 0
         except click.ClickException as error:
+            if not words or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+                click.echo(error.format_message(), err=True)
+                return error.exit_code
             place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "landmark-batch"
             click.echo(f"{place}: {error.format_message()}\n  {place} --help says more", err=True)
             return error.exit_code
@@ -107,18 +110,31 @@ class LandmarkBatch(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("landmark-batch: interrupted", err=True)
             return 130
+        except PermissionError as error:
+            if not error.filename:
+                return self._unexpected(error, debug=debug)
+            click.echo(f"landmark-batch: {os.fsdecode(error.filename)}: {error.strerror}\n  check its permissions", err=True)
+            logging.getLogger("landmark_batch").debug("raised here", exc_info=True)
+            return 2
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader is gone (`| head`): Python's last flush must not fail too
             return 1
         except Exception as error:  # noqa: BLE001
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            click.echo(f"landmark-batch: unexpected {type(error).__name__} at {last.name}: {error}", err=True)
-            log = logs.keep_traceback()
-            hint = f"  the traceback is in {log}" if log else "  run it again with --debug for the traceback"
-            click.echo(traceback.format_exc() if debug else hint, err=True)
-            return 1
+            return self._unexpected(error, debug=debug)
         finally:
             logs.stop()
+
+    @staticmethod
+    def _unexpected(error: Exception, *, debug: bool) -> int:
+        """Says what is our fault, while the error is being handled. Returns the exit code."""
+        from landmark_batch.commands import logs
+
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        click.echo(f"landmark-batch: unexpected {type(error).__name__} at {last.name}: {error}", err=True)
+        log = logs.keep_traceback()
+        hint = f"  the traceback is in {log}" if log else "  run it again with --debug for the traceback"
+        click.echo(traceback.format_exc() if debug else hint, err=True)
+        return 1
 
 
 @click.group(

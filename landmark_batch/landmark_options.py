@@ -145,6 +145,10 @@ def read_config(path: Path) -> dict[str, Value]:
         raise ConfigError(f"--config {path}: no such file", remedy="name the .txt file the scene was trained or rendered with") from None
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"--config {path}: cannot be read as text", remedy="name the .txt file LandMark was given") from None
+    if path.suffix.lower() == ".toml":
+        raise ConfigError(
+            f"--config {path}: a job file is no config of LandMark's", remedy="leave --config and --ckpt out, and name the job file alone"
+        )
     values: dict[str, Value] = {}
     for number, line in enumerate(lines, start=1):
         text = line.strip()
@@ -161,6 +165,8 @@ def read_config(path: Path) -> dict[str, Value]:
             values[key] = _elements(value or "")
         else:
             values[key] = value if value is not None else "true"
+    if values and not any(key in OPTIONS for key in values):
+        raise ConfigError(f"--config {path}: no line of it is an option of LandMark's", remedy="name the .txt file LandMark was given")
     return values
 
 

@@ -115,6 +115,12 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scene.th").write_bytes(b"\x80\xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read as text"):
         read_config(tmp_path / "scene.th")
+    (tmp_path / "job.toml").write_text("[scene]\nplane_division = [2, 2]\n")
+    with pytest.raises(ConfigError, match="a job file is no config of LandMark's"):
+        read_config(tmp_path / "job.toml")
+    (tmp_path / "path.json").write_text('{"frames": []}')
+    with pytest.raises(ConfigError, match=r"path\.json: no line of it is an option"):
+        read_config(tmp_path / "path.json")
 
 
 # -- what it means

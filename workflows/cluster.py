@@ -30,6 +30,7 @@ from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.nanny import RenderNanny
 from landmark_batch.workflows.order import JobOrder
+from landmark_batch.workflows.security import scheduler_address
 from landmark_batch.workflows.worker import DRIVER_RESOURCE, RenderProcess, gpu_environment
 
 if TYPE_CHECKING:
@@ -215,13 +216,18 @@ def _close_quietly(cluster: LocalCluster) -> None:
 
 
 def join_cluster(scheduler: str, *, security: Security | None = None, timeout: float = 20.0) -> RenderCluster:
-    """A client of a running scheduler. Raises ConfigError where none answers."""
+    """A client of a running scheduler ('tls://head:8786', 'head'). security: None takes what Dask's own configuration names.
+
+    Raises ConfigError where none answers, and for an address that is none or asks for TLS where there are no credentials.
+    """
     exits = contextlib.ExitStack()
+    security = security or Security()
+    address = scheduler_address(scheduler, tls=security.get_connection_args("client").get("ssl_context") is not None)
     try:
-        client = Client(scheduler, security=security, set_as_default=False, timeout=timeout)
+        client = Client(address, security=security, set_as_default=False, timeout=timeout)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"no Dask scheduler answers at {scheduler}: {error}",
+            f"no Dask scheduler answers at {address}: {error}",
             remedy="start one with `landmark-batch scheduler` (a TLS one needs the --tls options here too), or leave --scheduler out",
         ) from None
     return RenderCluster(client, None, exits, dashboard=_dashboard(client))

@@ -23,9 +23,9 @@ from distributed import Scheduler
 
 from landmark_batch.errors import ConfigError, GroupError, LandmarkError
 from landmark_batch.workflows.cluster import DASHBOARD_PORT, SETTINGS
-from landmark_batch.workflows.hosts import DRIVER, LOOPBACK_PAGE, SCHEDULER_PORT, end_process, own_host, quiet_dask
+from landmark_batch.workflows.hosts import DRIVER, LOOPBACK_PAGE, end_process, own_host, quiet_dask
 from landmark_batch.workflows.nanny import RenderNanny, die_with_parent
-from landmark_batch.workflows.security import TlsCredentials, write_private
+from landmark_batch.workflows.security import SCHEDULER_PORT, TlsCredentials, write_private
 from landmark_batch.workflows.worker import DRIVER_RESOURCE
 
 logger = logging.getLogger(__name__)

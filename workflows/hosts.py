@@ -20,7 +20,6 @@ from landmark_batch.workflows.machine import Machine, describe_machine, place_wo
 from landmark_batch.workflows.security import TlsCredentials, split_address
 from landmark_batch.workflows.worker import gpu_environment
 
-SCHEDULER_PORT = 8786
 DRIVER = "driver"  # name of the worker that runs the jobs' drivers
 LOOPBACK_PAGE = "127.0.0.1:0"  # a worker's own web page: on the loopback interface, wherever the worker listens
 
@@ -40,20 +39,6 @@ class Rank:
     env: dict[str, str] = field(default_factory=dict)
     log: Path | None = None
     tls: TlsCredentials | None = None
-
-
-def scheduler_address(text: str, tls: TlsCredentials | None) -> str:
-    """'head' -> 'tls://head:8786' with credentials, 'tcp://head:8786' without. Raises ConfigError, also where the two disagree."""
-    scheme, host, port = split_address(text)
-    if scheme == "tls" and tls is None:
-        raise ConfigError(f"{text} speaks TLS, and no credentials are given", remedy="give --tls-ca-file, --tls-cert and --tls-key")
-    if scheme == "tcp" and tls is not None:
-        raise ConfigError(f"{text} speaks no TLS, and TLS credentials are given", remedy=f"write tls://{host}:{port or SCHEDULER_PORT}")
-    return f"{scheme or ('tls' if tls else 'tcp')}://{_bracketed(host)}:{port or SCHEDULER_PORT}"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def host_ranks(

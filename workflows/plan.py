@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -150,6 +151,8 @@ def _look(path: StorePath, request: RenderRequest) -> Comparison | None:
         if parent.exists():
             if not parent.is_dir():
                 raise StoreError(f"{path}: {parent} is a file, not a directory", remedy="name another path with -o NEW.zarr")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise StoreError(f"{path}: {parent} is not writable", remedy="check its permissions, or write elsewhere with -o NEW.zarr")
             break
     return None
 

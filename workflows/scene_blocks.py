@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import spawn
@@ -90,13 +91,13 @@ def _refuse_fetching(job: RenderJob) -> None:
     ]
     if asked:
         name = Path(str(scene.checkpoint)).name.removesuffix(".th")
-        options = f" --plane-division {scene.plane_division[0]}x{scene.plane_division[1]}" if scene.plane_division else ""
-        options += f" --edit {scene.edit}" if scene.edit else ""
+        words = ["landmark-batch", "convert", str(scene.checkpoint), f"{name}.zarr"]
+        words += ["--plane-division", f"{scene.plane_division[0]}x{scene.plane_division[1]}"] if scene.plane_division else []
+        words += ["--edit", scene.edit] if scene.edit else []
         instead = "leave it out" if fetching.mode == "resident" else "set fetching.mode=resident, which holds it whole"
         raise ConfigError(
             f"{asked[0]}: {scene.checkpoint} is a checkpoint, whose blocks cannot be read one by one",
-            remedy=f"convert it once: `landmark-batch convert {scene.checkpoint} {name}.zarr{options}`, "
-            f"then --set scene.checkpoint={name}.zarr; or {instead}",
+            remedy=f"convert it once: `{shlex.join(words)}`, then {shlex.join(['--set', f'scene.checkpoint={name}.zarr'])}; or {instead}",
         )
 
 

@@ -19,6 +19,7 @@ from distributed.security import Security
 from landmark_batch.errors import ConfigError
 
 SCHEMES = ("tcp", "tls")
+SCHEDULER_PORT = 8786
 _EXPIRED, _NOT_YET = 10, 9  # X509_V_ERR_CERT_HAS_EXPIRED, X509_V_ERR_CERT_NOT_YET_VALID
 _ROLES = ("client", "scheduler", "worker")
 _LIFETIME = timedelta(days=30)
@@ -188,6 +189,16 @@ def split_address(address: str) -> tuple[str, str, int | None]:
     if bad or (port and int(port) > 65535):
         raise ConfigError(f"{address!r} is no scheduler's address", remedy="write it as tls://HOST:8786 or tcp://HOST:8786")
     return scheme, host.strip("[]"), int(port) if port else None
+
+
+def scheduler_address(text: str, *, tls: bool) -> str:
+    """'head' -> 'tls://head:8786' with credentials (tls), 'tcp://head:8786' without. Raises ConfigError, also where the two disagree."""
+    scheme, host, port = split_address(text)
+    if scheme == "tls" and not tls:
+        raise ConfigError(f"{text} speaks TLS, and no credentials are given", remedy="give --tls-ca-file, --tls-cert and --tls-key")
+    if scheme == "tcp" and tls:
+        raise ConfigError(f"{text} speaks no TLS, and TLS credentials are given", remedy=f"write tls://{host}:{port or SCHEDULER_PORT}")
+    return f"{scheme or ('tls' if tls else 'tcp')}://{f'[{host}]' if ':' in host else host}:{port or SCHEDULER_PORT}"
 
 
 def is_loopback(address: str) -> bool:

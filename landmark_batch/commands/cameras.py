@@ -126,7 +126,9 @@ def survey(checkpoint: SceneLocation | None, aabb: str | None, output: Path, for
 
 def _box(checkpoint: SceneLocation | None, aabb: str | None) -> tuple[Any, tuple[float, float] | None]:
     """Box and near/far of the checkpoint, or the box of --aabb."""
-    if (checkpoint is None) == (aabb is None):
+    if checkpoint is not None and aabb is not None:
+        raise ConfigError(f"{checkpoint} has a box, and --aabb {aabb} gives another one", remedy="leave one of the two out")
+    if checkpoint is None and aabb is None:
         raise ConfigError("a scene's box is needed", remedy="name a checkpoint, or give --aabb x0,y0,z0,x1,y1,z1")
     if aabb is not None:
         values = _numbers(aabb, 6, "--aabb")

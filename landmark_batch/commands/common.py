@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,11 @@ def shown_path(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def command_line(*words: object) -> str:
+    """A command of this program as a shell takes it: ('info', 'my city.th') -> "landmark-batch info 'my city.th'"."""
+    return shlex.join(["landmark-batch", *map(str, words)])
 
 
 def say_written(items: Iterable[StorePath | tuple[StorePath, str]]) -> None:

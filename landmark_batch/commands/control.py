@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landmark_batch.commands.common import command_line
 from landmark_batch.commands.tls_options import read_tls, tls_options
 from landmark_batch.errors import RenderInterrupted
 from landmark_batch.object_path import StorePath, as_store_path
@@ -23,7 +24,7 @@ def pause(store: StorePath) -> None:
     """Pause the job that writes STORE: chunks in hand are finished, then its workers free their memory and wait."""
     from landmark_batch.workflows import control
 
-    _say("pausing", control.pause(store), f"landmark-batch continue {store}")
+    _say("pausing", control.pause(store), command_line("continue", store))
 
 
 @click.command("continue")
@@ -58,7 +59,7 @@ def attach(store: StorePath, **flags: Any) -> None:
             control.attach(store, [progress], security=credentials.security() if credentials is not None else None)
     except KeyboardInterrupt:
         raise RenderInterrupted(
-            "no longer attached; the job goes on", remedy=f"landmark-batch attach {store}, or landmark-batch cancel {store}"
+            "no longer attached; the job goes on", remedy=f"{command_line('attach', store)}, or {command_line('cancel', store)}"
         ) from None
     click.echo(f"the job has ended; {store} is complete")
 

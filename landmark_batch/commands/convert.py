@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from landmark_batch.commands.common import count_of, human_bytes, path_type, say_written, shown_path
+from landmark_batch.commands.common import command_line, count_of, human_bytes, path_type, say_written, shown_path
 from landmark_batch.commands.info import parse_division
 from landmark_batch.commands.progress import shared
 from landmark_batch.errors import ConfigError
@@ -61,4 +61,4 @@ def command(
     blocks_text = count_of(done.head.blocks, "block")
     click.echo(f"{blocks_text} ({' x '.join(map(str, done.head.division))}) of {size} in {precision}")
     say_written([done.target])
-    click.echo(f'next: landmark-batch info {shown_path(done.target)}, or scene.checkpoint = "{store.name}" in a job file')
+    click.echo(f'next: {command_line("info", shown_path(done.target))}, or scene.checkpoint = "{store.name}" in a job file')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from landmark_batch.commands.common import human_bytes, path_type, say_written, shown_path, size_on_disk
+from landmark_batch.commands.common import command_line, human_bytes, path_type, say_written, shown_path, size_on_disk
 from landmark_batch.commands.info import parse_division
 from landmark_batch.commands.job_source import JobRequest, going_on
 from landmark_batch.commands.progress import shared
@@ -71,7 +71,7 @@ def command(
         return
     say_written(made)
     job = shown_path(directory / "city.toml")
-    click.echo(f"next: landmark-batch preview {job}, or landmark-batch render {job}")
+    click.echo(f"next: {command_line('preview', job)}, or {command_line('render', job)}")
 
 
 def _make(directory: Path, options: dict[str, object]) -> list[Path]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from landmark_batch.commands.common import human_bytes, json_option, say_json, say_table
+from landmark_batch.commands.common import command_line, human_bytes, json_option, say_json, say_table
 from landmark_batch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ def parse_division(text: str | None, flag: str = "--plane-division") -> tuple[in
 @json_option
 def command(checkpoint: str, plane_division: str | None, as_json: bool) -> None:
     """What CHECKPOINT holds: a .th file, a directory of -sub{b}.th files, a block store's folder or URL. Nothing is executed."""
+    if Path(checkpoint).is_dir():
+        from landmark_batch.frames.definition import is_store
+
+        if is_store(Path(checkpoint)):
+            raise ConfigError(
+                f"{checkpoint}: a store of frames, not of a scene", remedy=f"{command_line('status', checkpoint)} tells of it"
+            )
     from landmark_batch.scene.info import describe_scene
 
     info = describe_scene(checkpoint, parse_division(plane_division))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from landmark_batch.commands.common import path_type, shown_path
+from landmark_batch.commands.common import command_line, path_type, shown_path
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob, job_from_dict, load_job
 from landmark_batch.job_template import scene_name, toml_value
@@ -100,6 +99,14 @@ def read_job(ctx: click.Context, flags: Mapping[str, Any]) -> JobRequest:
             f"{ctx.command_path}: no job",
             remedy="name a job file, or a checkpoint with --cameras FILE; `landmark-batch new` writes a job file",
         )
+    if isinstance(source, Path) and source.is_dir():
+        from landmark_batch.frames.definition import is_store
+
+        if is_store(source):
+            raise ConfigError(
+                f"{source}: a store of frames, not a job",
+                remedy="name the job file that it was rendered from, or its scene with --cameras FILE",
+            )
     if isinstance(source, Path) and not _is_checkpoint(source):
         return JobRequest(load_job(source, overrides))
     return JobRequest(_checkpoint_job(source, flags["cameras"], overrides))
@@ -210,7 +217,7 @@ def parse_gpus(text: str) -> list[int]:
 def going_on(ctx: click.Context) -> str:
     """The command line that goes on with a stopped job, for people to copy: the same one."""
     words: list[str] = (ctx.find_root().obj or {}).get("words", [])
-    return shlex.join(["landmark-batch", *words])
+    return command_line(*words)
 
 
 def job_place(job: RenderJob) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from landmark_batch.commands.common import count_of, path_type, refuse_existing, say_written, shown_path
+from landmark_batch.commands.common import command_line, count_of, path_type, refuse_existing, say_written, shown_path
 from landmark_batch.commands.info import parse_division
 from landmark_batch.commands.job_source import checkpoint_values
 from landmark_batch.errors import ConfigError
@@ -60,7 +60,7 @@ def command(
     for warning in warnings:
         click.echo(f"landmark-batch: warning: {warning}", err=True)
     say_written([path])
-    click.echo(f"next: landmark-batch preview {shown_path(path)}, or landmark-batch render {shown_path(path)}")
+    click.echo(f"next: {command_line('preview', shown_path(path))}, or {command_line('render', shown_path(path))}")
 
 
 def _relative(path: SceneLocation, folder: Path) -> str:

@@ -13,12 +13,12 @@ import click
 
 from landmark_batch.commands import logs
 from landmark_batch.commands.allocation import ask_slurm, run_in_slurm
-from landmark_batch.commands.common import count_of, human_bytes, human_time, path_type, say_table, say_written
+from landmark_batch.commands.common import command_line, count_of, human_bytes, human_time, path_type, say_table, say_written
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.job_source import JobCommand, JobRequest, going_on, job_options, read_job
 from landmark_batch.commands.progress import ProgressSink
 from landmark_batch.commands.start_up import FewCollections, warm_workers
-from landmark_batch.commands.tls_options import read_tls, tls_options
+from landmark_batch.commands.tls_options import read_tls, tls_options, tls_words
 from landmark_batch.errors import ConfigError, RenderInterrupted
 from landmark_batch.events import EventSink
 from landmark_batch.object_path import StorePath
@@ -80,7 +80,11 @@ def _command(ctx: click.Context, flags: Mapping[str, Any], **more: Any) -> None:
     options |= {"images": flags["png"], "video": flags["video"], "dashboard": not flags["no_dashboard"]}
     options["latest"] = not flags["no_latest"]
     options["profile"] = flags["profile"] or request.timeline
-    options |= {"security": credentials.security() if credentials is not None else None, "detached": flags["detach"], **more}
+    options |= {
+        "security": credentials.security() if credentials is not None else None,
+        "detached": tls_words(flags) if flags["detach"] else None,
+        **more,
+    }
     if flags["slurm"] is not None:
         request, asked = ask_slurm(flags["slurm"], request, dashboard=not flags["no_dashboard"])
         options |= asked
@@ -97,7 +101,7 @@ def run_job(
     video: bool = False,
     allow_8bit: bool = False,
     latest: bool = True,
-    detached: bool = False,
+    detached: str | None = None,
     profile: bool = False,
     wrote: Sequence[Path] = (),
     sinks: Sequence[EventSink] = (),
@@ -105,6 +109,7 @@ def run_job(
 ) -> None:
     """Render a job with progress, Ctrl-C, exports and a last word. again: the command line that goes on. latest: keep NAME.latest.jpg.
 
+    detached: None, or TLS options that `attach` needs for a job that is left to itself ('' without TLS).
     wrote: paths written before, listed too. sinks: get its events too. options: those of `run_render`. Raises LandmarkError kinds;
     RenderInterrupted and RenderIncompleteError when frames are missing at the end.
     """
@@ -133,8 +138,8 @@ def run_job(
     with Interrupts(again) as interrupts:
         try:
             with ProgressSink() as progress:
-                exports = open_exports if (images or video or latest) and not detached else None
-                if detached:
+                exports = open_exports if (images or video or latest) and detached is None else None
+                if detached is not None:
                     options["detach"] = ExportOrder(images=images, video=video, allow_8bit=allow_8bit, latest=latest)
                 result = run_render(job, sinks=[progress, *sinks], stop=interrupts.stop, exports=exports, **options)
             interrupts.graceful = False
@@ -145,7 +150,8 @@ def run_job(
             if job.log_path.is_file() and not job.log_path.stat().st_size:
                 job.log_path.unlink()
     if result.state == "detached":
-        click.echo(f"the job goes on without this command: landmark-batch attach|pause|cancel {result.store}")
+        attach = f"{command_line('attach', result.store)}{detached or ''}"
+        click.echo(f"the job goes on without this command; pause, continue and cancel act on it. To watch it:\n  {attach}")
         say_written([result.store, *([result.log] if result.log is not None else [])])
         return
     _say_result(job, result, request.stage_times or profile)
@@ -208,7 +214,7 @@ def _fetched(result: RenderResult) -> str:
     counted = Counter({name.removeprefix("fetch_"): count for name, count in result.counters.items() if name.startswith("fetch_")})
     read, shared = counted["bytes_read"], counted["bytes_shared"]
     came = f"{human_bytes(read)} read" + (f", {human_bytes(shared)} from a neighbour" if shared else "")
-    waited = f"{counted['stalls']:,} waits of {counted['stall_microseconds'] / 1e6:.2f} s in all"
+    waited = f"{count_of(counted['stalls'], 'wait')} of {counted['stall_microseconds'] / 1e6:.2f} s in all"
     copied = f"{human_bytes(counted['bytes_copied'])} copied to GPUs, " if counted["bytes_copied"] else ""
     return f"fetched: {count_of(counted['loads'], 'block')}, {copied}{came}; {waited}"
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import getpass
-import shlex
 import socket
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from landmark_batch.commands.common import path_type
-from landmark_batch.commands.tls_options import read_tls, tls_options
+from landmark_batch.commands.tls_options import read_tls, tls_options, tls_words
 
 if TYPE_CHECKING:
     from landmark_batch.workflows.host_scheduler import SchedulerUp
@@ -52,13 +51,9 @@ def command(**flags: Any) -> None:
     warning = exposure(options.host, tls)
     if warning is not None:
         click.echo(f"landmark-batch: warning: {warning}", err=True)
-    credentials = _credentials(flags) if tls is not None else ""
+    credentials = tls_words(flags)
     serve_scheduler(options, lambda up: _say(up, options.host, credentials))
     click.echo("the scheduler has ended")
-
-
-def _credentials(flags: dict[str, Any]) -> str:
-    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(flags[name]))}" for name in ("tls_ca_file", "tls_cert", "tls_key"))
 
 
 def _say(up: SchedulerUp, host: str, credentials: str) -> None:

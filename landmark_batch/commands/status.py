@@ -72,7 +72,25 @@ def examine(store: FrameStore) -> dict[str, Any]:
         "written_by": [str(entry) for entry in store_owners(store.path)],
         "jobs": [job.describe() for job in running_jobs(store.path)],
         "settings": dict(values),
+        "mixed": _mixed(store, finished),
     }
+
+
+def _mixed(store: FrameStore, finished: Mapping[int, FrameRecord]) -> list[dict[str, Any]]:
+    """Frames that were rendered with other settings than the store's newest, and what differs (an `--update` of a part leaves some)."""
+    from landmark_batch.frames.fingerprint import settings_difference
+
+    newest = store.settings()
+    frames: dict[str, list[int]] = {}
+    for frame, record in finished.items():
+        if record.settings not in ("", store.definition.settings):
+            frames.setdefault(record.settings, []).append(frame)
+    found = [(store.settings(digest), some) for digest, some in frames.items()]
+    return [
+        {"frames": format_frame_ranges(some), "differ": settings_difference(newest.values, other.values)}
+        for other, some in found
+        if newest is not None and other is not None
+    ]
 
 
 def _worker(record: FrameRecord) -> str:
@@ -130,6 +148,7 @@ def _say(found: Mapping[str, Any]) -> None:
     rows += [["job", text] for text in found["jobs"]]
     recorded = {key.rpartition(".")[2]: str(value) for key, value in found["settings"].items()}
     rows += [[key, recorded[key]] for key in ("runtime", "device", "precision") if key in recorded]
+    rows += [["mixed", f"{_shorten(other['frames'])} differ: {', '.join(other['differ'])}"] for other in found["mixed"] if other["differ"]]
     click.echo(f"{found['store']}: {found['name']}")
     say_table(rows, indent="  ")
 

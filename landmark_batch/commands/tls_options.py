@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from landmark_batch.workflows.security import TlsCredentials
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NAMES = ("tls_ca_file", "tls_cert", "tls_key")
 
 
 def tls_options(function: F) -> F:
@@ -28,9 +30,14 @@ def tls_options(function: F) -> F:
     return function
 
 
+def tls_words(flags: Mapping[str, Any]) -> str:
+    """The options as a shell takes them, each after a blank; '' where none is given."""
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(flags[name]))}" for name in _NAMES if flags[name])
+
+
 def read_tls(flags: Mapping[str, Any]) -> TlsCredentials | None:
     """Credentials of the options' values, None where none is given. Raises ConfigError naming the file."""
-    if not any(flags[name] for name in ("tls_ca_file", "tls_cert", "tls_key")):
+    if not any(flags[name] for name in _NAMES):
         return None
     from landmark_batch.workflows.security import read_credentials
 

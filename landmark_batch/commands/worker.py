@@ -40,10 +40,11 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     address = _address(flags["address"], flags["scheduler_file"], flags["patience"])
 
     from landmark_batch.workflows.host_worker import Supervisor
-    from landmark_batch.workflows.hosts import host_ranks, scheduler_address
+    from landmark_batch.workflows.hosts import host_ranks
+    from landmark_batch.workflows.security import scheduler_address
 
     ranks = host_ranks(
-        scheduler_address(address, tls),
+        scheduler_address(address, tls=tls is not None),
         host=flags["name"],
         device=flags["device"],
         gpus=gpus,

@@ -18,6 +18,7 @@ from .spec import StoreInfo, StoreSpec
 FORMAT = "landmark-batch frame store"
 VERSION = 1
 ATTRIBUTE = "landmark_batch"
+_STORES = "name the folder of frames that `landmark-batch render` wrote, NAME.zarr"
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,9 @@ def load_definition(layout: StoreLayout) -> StoreDefinition:
     if not root.exists():
         raise StoreError(f"{root}: no such store", remedy="check the path; `landmark-batch render` creates one")
     if not root.is_dir():
-        raise StoreError(f"{root} is a file, not a frame store", remedy="name another path with -o NEW.zarr")
+        raise StoreError(f"{root} is a file, not a frame store", remedy=_STORES)
     if not is_store(root):
-        raise StoreError(
-            f"{root}: a foreign directory, not a frame store of landmark-batch; it was not touched",
-            remedy="name another path with -o NEW.zarr",
-        )
+        raise StoreError(f"{root}: a foreign directory, not a frame store of landmark-batch; it was not touched", remedy=_STORES)
     try:
         return _parse(read_sealed(layout.definition), root)
     except (OSError, DamagedError, LookupError, TypeError, ConfigError) as first:

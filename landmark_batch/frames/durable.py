@@ -30,13 +30,23 @@ def store_error(error: OSError, path: StorePath) -> StoreError:
         return StoreError(what, remedy="see who else uses this store, then run the same command again: finished frames stay")
     if error.errno in _FULL:
         free = _free_bytes(path)
-        left = "" if free is None else f", {free / 1e6:.1f} MB free"
+        left = "" if free is None or error.errno != errno.ENOSPC else f", {free / 1e6:.1f} MB free"
+        what, remedy = no_space(error)
         return DiskFullError(
-            f"{path}: the disk is full ({error.strerror}{left})", remedy="make space and run the same command again: finished frames stay"
+            f"{path}: {what} ({error.strerror}{left})", remedy=f"{remedy} and run the same command again: finished frames stay"
         )
     if error.errno in _DENIED:
         return StoreError(f"{path}: not writable ({error.strerror})", remedy="check its permissions, or write elsewhere with -o NEW.zarr")
     return StoreError(f"{path}: {error.strerror or error}", remedy="check the disk, then run the same command again: finished frames stay")
+
+
+def no_space(error: OSError) -> tuple[str, str]:
+    """What a write beyond the space there is means, and the beginning of its remedy."""
+    if error.errno == errno.EFBIG:
+        return "a file would be larger than files may be here", "raise the limit (`ulimit -f`)"
+    if error.errno == errno.EDQUOT:
+        return "the disk quota is used up", "make space"
+    return "the disk is full", "make space"
 
 
 def _free_bytes(path: Path) -> int | None:

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from landmark_batch.errors import ConfigError
+
 from .depth_range import depth_range
-from .image_files import KEY, ImageLabel, read_label, write_image
+from .image_files import KEY, OUTPUT, ImageLabel, read_label, write_image
 from .image_names import image_paths
 from .image_settings import ImageSettings
 from .outfile import make_folder, remove_leftovers, sync_folders
@@ -85,11 +87,12 @@ class ImageExporter:
     def export(
         self, frames: Iterable[int] | None = None, *, allow_missing: bool = False, force: bool = False, progress: Progress | None = None
     ) -> ImageReport:
-        """Write `frames` (None = the whole flight). force: also those whose file is up to date. progress: called with (done, all).
+        """Write `frames` (None = the whole flight). progress: called with (done, all).
 
+        force: write also those whose file is up to date or shows another output.
         A colour-mapped depth without near and far takes percentiles over the frames of this very call.
-        Raises StoreError naming unfinished frames unless allow_missing, DiskFullError or ConfigError if a file cannot be written;
-        what was written until then stays.
+        Raises StoreError naming unfinished frames unless allow_missing, DiskFullError or ConfigError if a file cannot be written or
+        shows another output; what was written until then stays.
         """
         started = time.perf_counter()
         selection = select_frames(self.source, frames, allow_missing=allow_missing)
@@ -149,8 +152,14 @@ class ImageExporter:
     def _one(self, frame: int, digest: str, near: float | None, far: float | None, force: bool) -> int | None:
         source, settings, path = self.source, self.settings, self._paths[frame]
         key = settings.key(digest, near, far, source.metres_per_unit)
-        if not force and read_label(path, settings.format).get(KEY) == key:
+        there = {} if force else read_label(path, settings.format)
+        if there.get(KEY) == key:
             return None
+        if there.get(OUTPUT, settings.output) != settings.output:
+            raise ConfigError(
+                f"{path} shows {there[OUTPUT]}: {settings.output} would replace it",
+                remedy="name another folder, have {output} in the pattern, or replace it with --force",
+            )
         pose = source.pose(frame) if settings.format == "exr" else None
-        label = ImageLabel(source.name, frame, digest, key, near, far, source.metres_per_unit, pose)
+        label = ImageLabel(source.name, frame, settings.output, digest, key, near, far, source.metres_per_unit, pose)
         return write_image(path, source.read(settings.output, frame), settings, label)

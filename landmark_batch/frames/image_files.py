@@ -22,6 +22,7 @@ from .png import read_png_text, write_png
 
 DIGEST = "landmark-batch digest"
 KEY = "landmark-batch export"
+OUTPUT = "landmark-batch output"
 _READERS = {"png": read_png_text, "jpeg": read_jpeg_text, "exr": read_exr_text}
 
 
@@ -29,11 +30,13 @@ _READERS = {"png": read_png_text, "jpeg": read_jpeg_text, "exr": read_exr_text}
 class ImageLabel:
     """What is written into a file beside its pixels. name: of the job. frame: index in the flight. digest: of the stored pixels.
 
-    key: see ImageSettings.key. near, far: of a colour-mapped depth. pose: [3, 4] camera to world, for EXR.
+    output: what is shown: 'rgb', 'depth' or 'alpha'. key: see ImageSettings.key. near, far: of a colour-mapped depth.
+    pose: [3, 4] camera to world, for EXR.
     """
 
     name: str
     frame: int
+    output: str
     digest: str
     key: str
     near: float | None = None
@@ -42,7 +45,13 @@ class ImageLabel:
     pose: NDArray[np.float64] | None = None
 
     def text(self) -> dict[str, str]:
-        return {"Software": f"landmark-batch {__version__}", "Title": f"{self.name} frame {self.frame}", DIGEST: self.digest, KEY: self.key}
+        return {
+            "Software": f"landmark-batch {__version__}",
+            "Title": f"{self.name} frame {self.frame}",
+            OUTPUT: self.output,
+            DIGEST: self.digest,
+            KEY: self.key,
+        }
 
 
 def read_label(path: Path, format: str) -> dict[str, str]:
@@ -97,7 +106,8 @@ def _jpeg(pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> b
 
 def _exr(pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> tuple[Mapping[str, NDArray[Any]], dict[str, Any]]:
     text = label.text()
-    attributes: dict[str, Any] = {"software": text["Software"], "imageName": text["Title"], DIGEST: label.digest, KEY: label.key}
+    attributes: dict[str, Any] = {"software": text["Software"], "imageName": text["Title"]}
+    attributes |= {name: text[name] for name in (OUTPUT, DIGEST, KEY)}
     if label.pose is not None:
         attributes["worldToCamera"] = _world_to_camera(label.pose)
     if settings.output == "rgb":

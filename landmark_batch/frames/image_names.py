@@ -12,6 +12,8 @@ DEFAULT_PATTERN = "{name}.{frame:05d}.{ext}"
 FIELDS = ("name", "frame", "output", "ext")
 _REMEDY = f"use {', '.join('{' + field + '}' for field in FIELDS)}, for example {DEFAULT_PATTERN}"
 _LONGEST = 255  # bytes of one name on ext4, xfs, btrfs, zfs, apfs, ntfs
+_IMAGES = frozenset(("png", "jpg", "jpeg", "jxl", "exr", "tif", "tiff", "dpx", "tga", "bmp", "webp"))
+_OTHERS = {"jpg": _IMAGES - {"jpeg"}}
 
 
 def check_pattern(pattern: str) -> None:
@@ -33,7 +35,8 @@ def image_paths(
 ) -> dict[int, Path]:
     """{frame: path of its image}. start_number is added to the frame's index, which counts from 0.
 
-    Raises ConfigError as `check_pattern`, and for a name that leads out of the folder, is no file name, or belongs to two frames.
+    Raises ConfigError as `check_pattern`, and for a name that leads out of the folder, is no file name, ends like another format,
+    or belongs to two frames.
     """
     check_pattern(pattern)
     paths: dict[int, Path] = {}
@@ -48,6 +51,9 @@ def image_paths(
             raise ConfigError(f"pattern {pattern!r}: {text!r} leads out of {folder}", remedy="name the folder apart from the pattern")
         if text.endswith("/") or not relative.parts or "\0" in text or any(len(part.encode()) > _LONGEST for part in relative.parts):
             raise ConfigError(f"pattern {pattern!r}: {text[:80]!r} is no file name", remedy=_REMEDY)
+        end = relative.suffix.removeprefix(".").lower()
+        if end != ext and end in _OTHERS.get(ext, _IMAGES):
+            raise ConfigError(f"pattern {pattern!r}: {text!r} ends like another format: the files are {ext}", remedy="end it in .{ext}")
         key = str(relative)
         if key in owners:
             raise ConfigError(f"pattern {pattern!r}: frames {owners[key]} and {frame} both become {key}", remedy=_REMEDY)

@@ -45,7 +45,7 @@ class LatestPicture:
         near, far = depth_range(source, (frame,), near=None, far=None, percentiles=(1.0, 99.0)) if output == "depth" else (None, None)
         settings = ImageSettings(output, "jpeg", quality=_QUALITY)
         digest = source.finished((frame,))[frame][output]
-        label = ImageLabel(source.name, frame, digest, settings.key(digest, near, far, source.metres_per_unit), near, far)
+        label = ImageLabel(source.name, frame, settings.output, digest, settings.key(digest, near, far, source.metres_per_unit), near, far)
         write_image(self.path, source.read(output, frame), settings, label)
         ended = time.monotonic()
         self._next = ended + max(_INTERVAL, (ended - started) / _SHARE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from landmark_batch.errors import ConfigError, DiskFullError, LandmarkError
 
-from .durable import sync_directory
+from .durable import no_space, sync_directory
 from .process import tag_process, writer_tag
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -21,9 +21,10 @@ _SUFFIX = ".partial"
 def export_error(error: OSError, path: Path) -> LandmarkError:
     """What an OSError means to someone who exports to `path`."""
     if error.errno in FULL_DISK:
+        what, remedy = no_space(error)
         return DiskFullError(
-            f"{path}: the disk is full ({error.strerror})",
-            remedy="make space and run the same export again: images that are already there stay and are not written again",
+            f"{path}: {what} ({error.strerror})",
+            remedy=f"{remedy} and run the same export again: images that are already there stay and are not written again",
         )
     return ConfigError(f"{path}: cannot write it ({error.strerror or error})", remedy="check the path and its permissions")
 

@@ -105,6 +105,6 @@ def select_frames(source: FrameSource, frames: Iterable[int] | None = None, *, a
         what = f"{len(missing)} of the {len(wanted)} frames wanted are not finished" if ready else "none of the frames wanted is finished"
         raise StoreError(
             f"{source.path}: {what}: {format_frame_ranges(missing)}",
-            remedy=f"render the rest first, or choose finished frames with --frames {format_frame_ranges(ready) or 'RANGES'}",
+            remedy="render the rest first" + (f", or choose finished frames with --frames {format_frame_ranges(ready)}" if ready else ""),
         )
     return Selection(ready, missing, digests)

@@ -136,7 +136,8 @@ class PlaneFile:
 def _failure(path: Path, error: OSError | RuntimeError) -> CheckpointError | DiskFullError:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DiskFullError(f"{path}: the disk is full", remedy=_NO_SPACE)
-    return CheckpointError(f"{path}: cannot write it: {error}", remedy="check the directory and its permissions")
+    why = (error.strerror or error) if isinstance(error, OSError) else "torch could not write all of it"
+    return CheckpointError(f"{path}: cannot write it: {why}", remedy="check the directory, its permissions and its free space")
 
 
 def _data_start(file: Any, info: ZipInfo) -> int:

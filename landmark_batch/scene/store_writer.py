@@ -55,7 +55,7 @@ def write_chunk(root: Path, key: str, parts: Iterable[NDArray[Any]]) -> bytes:
 def write_error(path: Path, error: OSError) -> CheckpointError | DiskFullError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"{path}: the disk is full", remedy=_NO_SPACE)
-    return CheckpointError(f"{path}: cannot write it: {error.strerror or error}", remedy="check the directory and its permissions")
+    return CheckpointError(f"{path}: cannot write it: {error.strerror or error}", remedy="check the directory, its permissions and limits")
 
 
 class StoreWriter:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -276,6 +278,28 @@ def test_a_store_in_a_folder_that_is_not_ours(park: Path, run: Run) -> None:
     refused(run, park.parent, "render", "park.toml", "-o", "closed/a.zarr", message="closed")
 
 
+def test_a_folder_that_may_not_be_written_is_told_before_the_first_frame(park: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    may = os.access
+    monkeypatch.setattr(plan.os, "access", lambda path, mode: Path(path) != park.parent and may(path, mode))
+    for command in ("plan", "render"):
+        refused(run, park.parent, command, "park.toml", message=f"{park.parent}/park.zarr: {park.parent} is not writable")
+
+
+def test_a_path_that_may_not_be_looked_at(park: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the command was about to do with it."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("landmark_batch.frames.store.load_definition", lambda layout: denied(layout.root))
+    refused(run, park.parent, "status", "park.zarr", message="park.zarr: Permission denied\n  check its permissions")
+
+
+def test_a_store_of_frames_is_no_scene_and_no_job(store: Path, run: Run) -> None:
+    refused(run, store.parent, "info", "park.zarr", message="landmark-batch status park.zarr tells of it")
+    refused(run, store.parent, "render", "park.zarr", message="park.zarr: a store of frames, not a job")
+
+
 def test_a_store_where_nothing_can_be_written(park: Path, run: Run) -> None:
     """/proc refuses even root."""
     refused(run, park.parent, "render", "park.toml", "-o", "/proc/landmark.zarr", message="/proc/landmark.zarr")
@@ -305,6 +329,27 @@ def test_a_checkpoint_without_cameras(park: Path, run: Run) -> None:
     refused(run, park.parent, "render", "park.th", message="add --cameras FILE")
 
 
+def test_a_checkpoint_is_converted_by_the_line_that_is_told(park: Path, run: Run) -> None:
+    """Pasted into a shell, whatever is in the path."""
+    folder = park.parent / "the studio's"
+    folder.mkdir()
+    park.with_name("park.th").rename(folder / "my park.th")
+    words = ["--set", "scene.checkpoint=the studio's/my park.th", "--set", "fetching.mode=dynamic"]
+    outcome = run("plan", "park.toml", *words)
+    assert outcome.code == 2
+    line, _, rest = outcome.err.partition("convert it once: `")[2].partition("`, then ")
+    assert run(*shlex.split(line)[1:]).code == 0
+    assert shlex.split(rest.partition(";")[0]) == ["--set", "scene.checkpoint=my park.zarr"]
+    assert run("info", "my park.zarr").code == 0
+
+
+def test_a_group_without_a_command_says_what_there_is(park: Path, run: Run) -> None:
+    outcome = run("kernels")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Usage: landmark-batch kernels")
+    assert "--help says more" not in outcome.err
+
+
 def test_demo_over_a_file_or_with_bad_sizes(park: Path, run: Run) -> None:
     refused(run, park.parent, "demo", "park.th", message="is a file")
     refused(run, park.parent, "demo", "new", "--blocks", "2", message="--blocks '2'")
@@ -315,6 +360,7 @@ def test_demo_over_a_file_or_with_bad_sizes(park: Path, run: Run) -> None:
 def test_flights_that_cannot_be_made(park: Path, run: Run) -> None:
     folder = park.parent
     refused(run, folder, "cameras", "orbit", "-o", "a.json", message="a scene's box is needed")
+    refused(run, folder, "cameras", "orbit", "park.th", "--aabb", "0,0,0,1,1,1", "-o", "a.json", message="leave one of the two out")
     refused(run, folder, "cameras", "orbit", "--aabb", "0,0,0,1,1", "-o", "a.json", message="not 6 numbers")
     refused(run, folder, "cameras", "orbit", "--aabb", "1,1,1,0,0,0", "-o", "a.json", message="first corner")
     refused(run, folder, "cameras", "survey", "park.th", "--fov", "0", "-o", "a.json", message="fov = 0")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from landmark_batch.commands.tls_options import tls_words
 from landmark_batch.workflows import host_scheduler
 from landmark_batch.workflows.host_scheduler import SchedulerOptions, SchedulerUp
 from tests.commands.conftest import Run
@@ -38,6 +39,20 @@ def test_bad_input(words: list[str], message: str, run: Run, tmp_path: Path) -> 
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.out == ""
+
+
+def test_a_job_is_not_sent_where_it_cannot_be_read(park: Path, run: Run) -> None:
+    """Before anything is connected to."""
+    for address, message in (("tls://127.0.0.1:1", "no credentials are given"), ("http://head", "is no scheduler's address")):
+        outcome = run("render", "park.toml", "--scheduler", address)
+        assert outcome.code == 2
+        assert message in outcome.err
+
+
+def test_tls_options_as_a_shell_takes_them() -> None:
+    flags = {"tls_ca_file": Path("ca.pem"), "tls_cert": Path("my cert.pem"), "tls_key": Path("key.pem")}
+    assert tls_words(flags) == " --tls-ca-file ca.pem --tls-cert 'my cert.pem' --tls-key key.pem"
+    assert tls_words(dict.fromkeys(flags)) == ""
 
 
 def test_a_worker_without_scheduler_gives_up(run: Run, tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def test_status_of_a_store_with_gaps_says_what_is_to_come(store: Path, run: Run)
     assert "by nobody" in outcome.out
 
 
+@pytest.mark.usefixtures("inline", "park")
+def test_status_names_frames_of_other_settings(store: Path, run: Run) -> None:
+    assert json.loads(run("status", "park.zarr", "--json").out)["mixed"] == []
+    assert "mixed" not in run("status", "park.zarr").out
+    outcome = run("render", "park.toml", "--samples", "8", "--frames", "0-1", "--update")
+    assert outcome.code == 0, outcome.text
+    found = json.loads(run("status", str(store), "--json").out)
+    assert found["mixed"] == [{"frames": f"2-{FRAMES - 1}", "differ": ["sampling.samples 8 → 16"]}]
+    assert f"mixed        2-{FRAMES - 1} differ: sampling.samples 8 → 16" in run("status", "park.zarr").out
+
+
 def record(frame: int, at: float) -> FrameRecord:
     return FrameRecord(frame, "f", {"rgb": "d"}, {"rgb": 1}, 1.0, 0, "w0", at, "here", 1, 0, 1, "s")
 

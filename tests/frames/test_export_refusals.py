@@ -61,6 +61,8 @@ def test_unfinished_frames_are_refused_and_named(tmp_path: Path) -> None:
         ("{frame}/", "no file name"),
         ("{frame:0300d}.png", "no file name"),
         ("", "without {frame}"),
+        ("{frame}.tif", "ends like another format: the files are png"),
+        ("{frame}.{ext}/x{frame}.JPEG", "ends like another format"),
     ],
 )
 def test_bad_patterns(tmp_path: Path, pattern: str, said: str) -> None:
@@ -100,6 +102,21 @@ def test_an_output_or_frame_that_is_not_there(tmp_path: Path) -> None:
         ImageExporter(source, tmp_path).export([0, 3])
     with pytest.raises(ConfigError, match="no frames chosen"):
         ImageExporter(source, tmp_path).export([])
+
+
+def test_another_output_is_not_written_over(tmp_path: Path) -> None:
+    """Whose folder and pattern make the same names: nothing is lost unless it is asked for."""
+    shots = pictures(2)
+    source = MemorySource({"rgb": shots, "depth": np.linspace(1, 2, 2 * 4 * 4, dtype=np.float32).reshape(2, 4, 4)})
+    ImageExporter(source, tmp_path).export()
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=r"city\.0000[01]\.png shows rgb: depth would replace it\n.*\{output\} in the pattern"):
+        ImageExporter(source, tmp_path, ImageSettings("depth")).export()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    apart = ImageExporter(source, tmp_path, ImageSettings("depth", pattern="{name}.{output}.{frame}.{ext}"))
+    assert apart.export().written == (0, 1)
+    assert ImageExporter(source, tmp_path, ImageSettings("depth")).export(force=True).written == (0, 1)
+    assert (tmp_path / "city.00000.png").read_bytes() != kept["city.00000.png"]
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

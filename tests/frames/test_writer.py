@@ -182,6 +182,14 @@ def small_disk(fast_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+def test_a_limit_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    """What errno says of the disk is not always that it is full."""
+    quota = durable.store_error(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path)
+    assert isinstance(quota, DiskFullError) and str(quota).startswith(f"{tmp_path}: the disk quota is used up (Disk quota exceeded)\n")
+    limit = durable.store_error(OSError(errno.EFBIG, "File too large"), tmp_path)
+    assert isinstance(limit, DiskFullError) and "raise the limit (`ulimit -f`)" in str(limit)
+
+
 def test_a_full_disk_stops_with_the_fact_and_goes_on_later(small_disk: Path) -> None:
     path = small_disk / "a.zarr"
     spec = make_spec(6, height=300, width=200, outputs=(OutputSpec("rgb", "uint8", 3),), compressor="none")

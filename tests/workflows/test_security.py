@@ -9,13 +9,14 @@ import pytest
 from distributed import Client
 
 from landmark_batch.errors import ConfigError
+from landmark_batch.workflows.cluster import join_cluster
 from landmark_batch.workflows.host_scheduler import SchedulerOptions, scheduler_process
-from landmark_batch.workflows.hosts import scheduler_address
 from landmark_batch.workflows.security import (
     TlsCredentials,
     exposure,
     is_loopback,
     read_credentials,
+    scheduler_address,
     split_address,
     temporary_credentials,
     temporary_security,
@@ -132,14 +133,23 @@ def test_no_address(address: str) -> None:
 
 
 def test_the_scheme_follows_the_credentials() -> None:
-    tls = TlsCredentials("a", "b", "c")
-    assert scheduler_address("head", None) == "tcp://head:8786"
-    assert scheduler_address("head:1", tls) == "tls://head:1"
-    assert scheduler_address("[::1]:1", tls) == "tls://[::1]:1"
+    assert scheduler_address("head", tls=False) == "tcp://head:8786"
+    assert scheduler_address("head:1", tls=True) == "tls://head:1"
+    assert scheduler_address("[::1]:1", tls=True) == "tls://[::1]:1"
     with pytest.raises(ConfigError, match="no credentials are given"):
-        scheduler_address("tls://head", None)
+        scheduler_address("tls://head", tls=False)
     with pytest.raises(ConfigError, match="speaks no TLS"):
-        scheduler_address("tcp://head", tls)
+        scheduler_address("tcp://head", tls=True)
+
+
+def test_a_client_is_told_what_its_address_needs() -> None:
+    """Before anything is connected to: nothing listens at any of these."""
+    with pytest.raises(ConfigError, match=r"tls://127\.0\.0\.1:1 speaks TLS, and no credentials are given"):
+        join_cluster("tls://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="speaks no TLS"):
+        join_cluster("tcp://127.0.0.1:1", security=temporary_credentials().security())
+    with pytest.raises(ConfigError, match="'http://head:1' is no scheduler's address"):
+        join_cluster("http://head:1")
 
 
 def test_only_holders_of_a_signed_certificate_reach_a_scheduler() -> None:
