@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,10 @@ def job_text(
     remarks: 'section.key' -> the comment of a value written out, instead of the usual one.
     Paths among the values are written as they are: relative ones must be relative to the job file.
     """
-    lines = [_HEAD.format(title=title or f"Job {name!r}", file=file or f"{name}.toml"), f"version = 1\nname = {toml_value(name)}"]
+    lines = [
+        _HEAD.format(title=title or f"Job {name!r}", file=shlex.quote(file or f"{name}.toml")),
+        f"version = 1\nname = {toml_value(name)}",
+    ]
     for section, keys in _KEYS.items():
         given = dict(values.get(section, {}))
         lines.append(f"\n[{section}]")

@@ -145,7 +145,7 @@ async def _start(options: SchedulerOptions) -> Scheduler:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")  # it takes another, and says which
-            return await Scheduler(
+            scheduler = await Scheduler(
                 host=options.host,
                 port=options.port,
                 protocol="tls" if options.tls else "tcp",
@@ -154,6 +154,9 @@ async def _start(options: SchedulerOptions) -> Scheduler:
                 dashboard_address=page,
                 allowed_failures=ALLOWED_FAILURES,
             )
+            if options.dashboard_port is None:  # its HTTP server has no such page: clients are not to be sent there
+                scheduler.services["http"] = scheduler.services.pop("dashboard")
+            return scheduler
     except (OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ or error
         busy = getattr(cause, "errno", None) == errno.EADDRINUSE

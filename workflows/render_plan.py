@@ -135,6 +135,10 @@ class RenderPlan:
             "warnings": list(self.warnings),
         }
 
+    def _say_asked(self, size: int) -> str:
+        asked = self.job.output.chunk_frames
+        return f" (chunk_frames = {asked} would leave workers waiting at the end)" if size < min(asked, len(self.todo)) else ""
+
     def describe(self) -> str:
         """The plan as text for people, a few aligned lines."""
         request, job, spec = self.request, self.job, self.request.spec
@@ -146,7 +150,7 @@ class RenderPlan:
         size = max((len(chunk.frames) for chunk in self.chunks), default=0)
         rows = [
             ("frames", f"{frames} of {spec.width}×{spec.height}; {'; '.join([*standing, f'{len(self.todo)} to render'])}"),
-            ("chunks", f"{self.chunk_count} of up to {size} frame{'s' * (size != 1)}" if self.chunks else "none"),
+            ("chunks", f"{self.chunk_count} of up to {size} frame{'s' * (size != 1)}{self._say_asked(size)}" if self.chunks else "none"),
             ("store", f"{job.store_path} ({', '.join(str(output) for output in spec.outputs)})"),
             ("disk", self._describe_disk()),
             ("workers", self._describe_workers()),

@@ -81,5 +81,7 @@ def _refusal(path: Path, error: ValidationError) -> ConfigError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{path}: unknown key {key!r}", remedy=f"keys are {', '.join(SlurmFile.model_fields)}")
+    if first["type"] == "missing":
+        return ConfigError(f"{path}: {key} is missing", remedy="docs/clusters.md says what each key takes")
     text = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"{path}: {key + ': ' if key else ''}{text}", remedy="docs/clusters.md says what each key takes")

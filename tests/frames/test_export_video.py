@@ -281,7 +281,7 @@ for name, run in {
     try:
         run()
     except DiskFullError as error:
-        print(name, "full", "space" in error.remedy)
+        print(name, "full", "ulimit -f" in error.remedy)
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, str(tmp_path)],

@@ -160,6 +160,9 @@ def test_only_holders_of_a_signed_certificate_reach_a_scheduler() -> None:
         with Client(up.address, security=tls.security(), set_as_default=False) as client:
             assert client.submit(sum, [1, 2], resources={"driver": 1}).result(timeout=60) == 3
             assert [worker["name"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()] == ["driver"]
+        joined = join_cluster(up.address, security=tls.security())
+        assert joined.dashboard is None
+        joined.close()
         with pytest.raises(OSError):
             Client(up.address.replace("tls://", "tcp://"), timeout=2, set_as_default=False)
         with pytest.raises(OSError):

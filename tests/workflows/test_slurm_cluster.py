@@ -43,7 +43,7 @@ def test_the_file_in_configs() -> None:
     ("text", "message"),
     [
         ("nodes = 1\ngpus = 4", "unknown key 'gpus'"),
-        ("partition = 'gpu'", "nodes: Field required"),
+        ("partition = 'gpu'", "nodes is missing"),
         ("nodes = 0", "nodes: .*greater than or equal to 1"),
         ("nodes = 1\ntime = 'long'", "time = 'long'"),
         ("nodes = 1\nmemory = '64 gigabytes'", "memory = '64 gigabytes'"),
