@@ -38,7 +38,9 @@ def command(ctx: click.Context, store: StorePath, discard_damaged: bool, threads
         state = "all as they were written" if report.ok else f"{len(report.frames)} damaged"
         click.echo(f"{store}: {count_of(report.checked, 'frame')} checked, {state}")
         if report.frames:
-            what = "are missing now" if report.discarded else "will be rendered again"
-            click.echo(f"frames {format_frame_ranges(report.frames)} {what}: the next `landmark-batch render` mends them")
+            one = len(report.frames) == 1
+            what = ("is missing now" if one else "are missing now") if report.discarded else "will be rendered again"
+            which = f"frame{'s' * (not one)} {format_frame_ranges(report.frames)}"
+            click.echo(f"{which} {what}: the next `landmark-batch render` mends {'it' if one else 'them'}")
     if not report.ok:
         ctx.exit(3)

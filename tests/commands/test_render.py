@@ -90,7 +90,7 @@ def test_a_damaged_frame_is_found_and_mended_by_the_next_render(store: Path, par
     assert found.code == 3
     assert "rgb of frame 3" in found.out
     assert "1 damaged" in found.out
-    assert "frames 3 will be rendered again" in found.out
+    assert "frame 3 will be rendered again: the next `landmark-batch render` mends it" in found.out
     assert json.loads(run("status", "park.zarr", "--json").out)["damaged_frames"] == "3"
     mended = run("render", "park.toml")
     assert mended.code == 0, mended.text

@@ -90,7 +90,7 @@ def test_verify_finds_and_discards_damage(store: Path, run: Run) -> None:
     assert (report["ok"], report["frames"], report["checked"]) == (False, [2], FRAMES)
     discarded = run("verify", "park.zarr", "--discard-damaged")
     assert discarded.code == 3
-    assert "frames 2 are missing now: the next `landmark-batch render` mends them" in discarded.out
+    assert "frame 2 is missing now: the next `landmark-batch render` mends it" in discarded.out
     assert run("verify", "park.zarr").code == 0
     assert json.loads(run("status", "park.zarr", "--json").out)["missing_frames"] == "2"
 
