@@ -137,7 +137,9 @@ class RenderPlan:
 
     def _say_asked(self, size: int) -> str:
         asked = self.job.output.chunk_frames
-        return f" (chunk_frames = {asked} would leave workers waiting at the end)" if size < min(asked, len(self.todo)) else ""
+        if asked == "auto" or size >= min(asked, len(self.todo)):
+            return ""
+        return f" (chunk_frames = {asked} would leave workers waiting at the end)"
 
     def describe(self) -> str:
         """The plan as text for people, a few aligned lines."""
