@@ -27,7 +27,6 @@ from landmark_batch.workflows.builds import note_build
 from landmark_batch.workflows.costs import cut_chunks
 from landmark_batch.workflows.driver import Driver
 from landmark_batch.workflows.graph import RenderGraph
-from landmark_batch.workflows.in_hand import CHUNKS, PASSING
 from landmark_batch.workflows.itinerary import count_chunks, route_chunks
 from landmark_batch.workflows.joblog import events_logger, job_log
 from landmark_batch.workflows.machine import group_shape
@@ -167,7 +166,7 @@ class _Drive:
                 chunks,
                 emit=lambda event: self._emit(event, store, owner),
                 steering=Steering(folder),
-                depth=PASSING if self.job.parallel.priority > 0 else CHUNKS,
+                passing=self.job.parallel.priority > 0,
                 costs=route.costs if route.costs is not None else self._chunk_costs(chunks),
                 render_timeout=self.job.parallel.render_timeout,
             )

@@ -19,6 +19,7 @@ from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import DiskFullError, GroupError, LandmarkError, RenderIncompleteError
 from landmark_batch.events import ChunkDone, ChunkFailed, ChunkStarted, Event
 from landmark_batch.workflows.feeder import Feeder
+from landmark_batch.workflows.in_hand import CHUNKS, PASSING, QUICK_SECONDS, SLOW_CHUNKS
 from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Refused, Steering, WorkerPool
 from landmark_batch.workflows.setbacks import Setbacks
 
@@ -54,7 +55,7 @@ class Driver:
         *,
         emit: Callable[[Event], None],
         steering: Steering,
-        depth: int = 2,
+        passing: bool = False,
         costs: Sequence[float] | None = None,
         worker_timeout: float = 120.0,
         render_timeout: float = 0.0,
@@ -66,7 +67,8 @@ class Driver:
         self._emit = emit
         self._steering = steering
         self._names: dict[str, str] = dict(pool.workers())
-        self._feeder: Feeder[str] = Feeder(len(chunks), self._names, depth=depth, costs=costs)
+        self._more = PASSING if passing else 0
+        self._feeder: Feeder[str] = Feeder(len(chunks), self._names, depth=SLOW_CHUNKS + self._more, costs=costs)
         self._attempt: Counter[int] = Counter()
         self._out: dict[int, tuple[int, str]] = {}  # chunk -> (attempt, address) now in hand
         self._errors: Counter[int] = Counter()
@@ -215,6 +217,9 @@ class Driver:
         self._feeder.done(address, number)
         self._setup_failures = 0
         self._slowest = max(self._slowest, float(receipt["seconds"]))
+        if receipt["frames"]:
+            quick = float(receipt["ended"]) - float(receipt["began"]) < QUICK_SECONDS
+            self._feeder.depth = (CHUNKS if quick else SLOW_CHUNKS) + self._more
         result = self._result
         result.done.add(number)
         again = receipt["skipped"] if message.attempt else ()  # an earlier attempt rendered them, its receipt was lost

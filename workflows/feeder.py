@@ -35,7 +35,7 @@ class _Range:
 class Feeder(Generic[W]):
     """Hands out chunks 0..count-1, each exactly once unless it is given back.
 
-    depth: chunks a worker may have in hand at once (one it renders, the others waiting beside it, so that it never idles).
+    depth: chunks a worker may have in hand at once (one it renders, the others waiting beside it, so that it never idles); may change.
     costs: [count] what each chunk takes, any unit: ranges are balanced by it. None: all alike.
     """
 
@@ -44,7 +44,7 @@ class Feeder(Generic[W]):
             raise ValueError(f"count = {count}, depth = {depth}: at least 0 chunks and depth 1")
         if costs is not None and (len(costs) != count or not all(0 <= cost < math.inf for cost in costs)):
             raise ValueError(f"costs: one for each of {count} chunks, finite and at least 0")
-        self._depth = depth
+        self.depth = depth
         self._costs = costs
         each = [1.0] * count if costs is None else list(costs)
         if not all(each):  # a chunk that costs nothing is still a chunk: the longer of two ranges of no cost is the dearer one
@@ -112,7 +112,7 @@ class Feeder(Generic[W]):
         from the middle of the longest range that anybody has; it is not the neighbour of the one before.
         """
         hand = self._in_hand.get(worker)
-        if hand is None or len(hand) >= self._depth or (hand and self.left < len(self._in_hand)):
+        if hand is None or len(hand) >= self.depth or (hand and self.left < len(self._in_hand)):
             return None
         chunk = self._again(worker)
         if chunk is None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from landmark_batch.workflows.request import RenderRequest
 
-CHUNKS = 3  # of a worker: one is rendered while those before it are encoded and written
-PASSING = CHUNKS + 1  # of a job before others: with one more that waits, no moment is left in which another job's chunk begins
+CHUNKS = 3  # that a worker has in hand at most: one is rendered while those before it are encoded and written
+SLOW_CHUNKS = 2  # where rendering one takes long: the last chunks of a job are then not in the hand of one worker while others wait
+QUICK_SECONDS = 1.0  # of a chunk's rendering, that is not long
+PASSING = 1  # more of a job before others: with one that waits, no moment is left in which another job's chunk begins
 COMMIT_BYTES = 256 * 2**20  # pixels a worker holds before it commits them; larger chunks are committed in parts
 CPU_FRAMES = 8  # of a chunk where the job does not say
 GPU_FRAMES = (4, 32)  # at least and at most, of as many as GPU_BYTES hold: a power of two, so that dear chunks can be halved

@@ -17,8 +17,9 @@ from landmark_batch.workflows.outcomes import Failed, Finished, Lost, Message, R
 Script = Callable[[int, int, str], Message | None]
 
 
-def receipt(chunk: FrameChunk) -> dict[str, object]:
-    return {"frames": list(chunk.frames), "skipped": [], "seconds": 0.5, "stages": {"render": 0.4}, "counters": {"rays": 7}}
+def receipt(chunk: FrameChunk, rendering: float = 2.0) -> dict[str, object]:
+    times = {"seconds": rendering + 0.5, "began": 1000.0, "ended": 1000.0 + rendering}
+    return {"frames": list(chunk.frames), "skipped": [], **times, "stages": {"render": rendering}, "counters": {"rays": 7}}
 
 
 @dataclass
@@ -125,7 +126,16 @@ def test_a_calm_run_submits_each_chunk_once_two_deep(chunks: list[FrameChunk]) -
     assert (result.rendered, result.failed, result.interrupted, result.fatal) == (40, {}, False, None)
     assert [type(event) for event in events] == [ChunkDone] * 10
     assert isinstance(events[0], ChunkDone)
-    assert (events[0].chunk, events[0].stages, events[0].counters) == ("000000-000003+4", {"render": 0.4}, {"rays": 7})
+    assert (events[0].chunk, events[0].stages, events[0].counters) == ("000000-000003+4", {"render": 2.0}, {"rays": 7})
+
+
+@pytest.mark.parametrize(("rendering", "passing", "deep"), [(2.0, False, 2), (0.2, False, 3), (2.0, True, 3), (0.2, True, 4)])
+def test_quick_chunks_are_three_deep(rendering: float, passing: bool, deep: int) -> None:
+    chunks = split_frames(range(96), 4)
+    pool = FakePool(chunks, ["a"])
+    pool.script = lambda number, attempt, _: Finished(number, attempt, receipt(chunks[number], rendering))
+    result, _ = drive(pool, passing=passing)
+    assert result.rendered == 96 and pool.in_hand_most == deep
 
 
 def test_a_chunk_that_fails_three_times_is_set_aside_and_the_rest_goes_on(chunks: list[FrameChunk]) -> None:

@@ -69,7 +69,7 @@ class Strike:
         time.sleep(dice.uniform(0.0, 1.0))
         self.at = time.time()
         os.kill(pid, signal.SIGKILL)
-        allow(FRAMES - 10)  # the last ones wait for the group that is formed again
+        allow(FRAMES - 20)  # the last ones, more than another group takes in hand, wait for the group that is formed again
         until(lambda: self._is_back(fleet, address), 200, f"{self.victim} is in a group again")
         allow(faults.ALL)
         self.again = run.until(self._again, 180, f"{self.victim} renders again")
