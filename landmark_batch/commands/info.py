@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from landmark_batch.commands.common import command_line, human_bytes, json_option, say_json, say_table
+from landmark_batch.commands.common import command_line, count_of, human_bytes, json_option, say_json, say_table
+from landmark_batch.commands.progress import counted
 from landmark_batch.errors import ConfigError
 
 if TYPE_CHECKING:
     from landmark_batch.scene.info import SceneInfo
+    from landmark_batch.scene.verify import SceneCheck
+
+_SHOWN = 20
 
 
 def parse_division(text: str | None, flag: str = "--plane-division") -> tuple[int, int] | None:
@@ -28,8 +32,12 @@ def parse_division(text: str | None, flag: str = "--plane-division") -> tuple[in
 @click.command("info")
 @click.argument("checkpoint")
 @click.option("--plane-division", help="Blocks along x and y, as 2x3; default the checkpoint's own.")
+@click.option(
+    "--verify", is_flag=True, help="Read all of it and compare it with the sums that it was written with; exit code 3 if any differs."
+)
 @json_option
-def command(checkpoint: str, plane_division: str | None, as_json: bool) -> None:
+@click.pass_context
+def command(ctx: click.Context, checkpoint: str, plane_division: str | None, verify: bool, as_json: bool) -> None:
     """What CHECKPOINT holds: a .th file, a directory of -sub{b}.th files, a block store's folder or URL. Nothing is executed."""
     if Path(checkpoint).is_dir():
         from landmark_batch.frames.definition import is_store
@@ -40,9 +48,12 @@ def command(checkpoint: str, plane_division: str | None, as_json: bool) -> None:
             )
     from landmark_batch.scene.info import describe_scene
 
+    checked = _verify(checkpoint, as_json) if verify else None
+    if checked is not None and not checked.ok:
+        ctx.exit(3)
     info = describe_scene(checkpoint, parse_division(plane_division))
     if as_json:
-        say_json(info.as_dict())
+        say_json({**info.as_dict(), **({"verified": checked.as_dict()} if checked is not None else {})})
         return
     click.echo(f"{checkpoint}: {info.layout}, {human_bytes(info.file_bytes)}")
     say_table(_rows(info), indent="  ")
@@ -54,6 +65,28 @@ def command(checkpoint: str, plane_division: str | None, as_json: bool) -> None:
             click.echo(f"  {lack}")
     else:
         click.echo("nothing is missing to render it")
+
+
+def _verify(checkpoint: str, as_json: bool) -> SceneCheck:
+    """Compare all of it with its sums, and say what was found; of JSON only what is damaged, the rest goes with what `info` tells."""
+    from landmark_batch.scene.verify import verify_scene
+
+    with counted("verify", quiet=as_json) as progress:
+        checked = verify_scene(checkpoint, progress=progress)
+    if as_json:
+        if not checked.ok:
+            say_json({"path": checkpoint, "verified": checked.as_dict()})
+        return checked
+    for line in checked.damaged[:_SHOWN]:
+        click.echo(f"damaged: {line}")
+    if len(checked.damaged) > _SHOWN:
+        click.echo(f"... and {len(checked.damaged) - _SHOWN} more (--json lists all)")
+    for file in checked.unchecked:
+        click.echo(f"note: {file}: holds no checksums: nothing can be compared")
+    speed = f"{checked.bytes / 1e6 / max(checked.seconds, 1e-9):,.0f} MB/s"
+    state = "all as they were written" if checked.ok else f"{len(checked.damaged)} damaged: copy the checkpoint again"
+    click.echo(f"{checkpoint}: {count_of(checked.records, 'record')} of {human_bytes(checked.bytes)} checked ({speed}), {state}")
+    return checked
 
 
 def _rows(info: SceneInfo) -> list[list[str]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import CheckpointError, ConfigError
+from landmark_batch.scene.archive import ArchiveRecord, archive_records
 from landmark_batch.scene.assemble import (
     OpenCheckpoint,
     check_same_block,
@@ -68,6 +69,13 @@ class _Scene:
     edit: EditFiles | None
     mapped: bool
 
+    def records(self, block: int) -> tuple[ArchiveRecord, ...]:
+        """Of the files that this block is the first to be read from."""
+        found = archive_records(self.files.paths[block]) if block < len(self.files.paths) else ()
+        if self.edit is not None and block == self.edit.block:
+            found += archive_records(self.edit.weights)
+        return found
+
     def block(self, block: int, notes: list[str]) -> tuple[State, bool]:
         """(file that holds the block, whether it holds all blocks of the scene)."""
         if self.edit is not None and block == self.edit.block:
@@ -99,8 +107,9 @@ def convert_scene(
     blocks: along x and y, into which the planes of a sequential scene are cut; default such that a block's finest plane has about
     512 x 512 texels. threads: that work on two blocks at a time. force: replace a block store that stands there.
     The store gets its name when all of it stands: an interrupted conversion leaves nothing, a killed one a hidden folder that
-    the next conversion to the same name removes. Memory: two blocks, mapped from the file, and strips of STRIP bytes a thread, beside the
-    decoder and the mask (a file in torch's format from before 1.6 is read whole).
+    the next conversion to the same name removes. Every record of the files is compared with its CRC-32, where they hold any.
+    Memory: two blocks, mapped from the file, and strips of STRIP bytes a thread, beside the decoder and the mask (a file in torch's format
+    from before 1.6 is read whole).
     Raises CheckpointError, ConfigError, DiskFullError.
     """
     target = Path(target)
@@ -199,6 +208,10 @@ def _write_blocks(scene: _Scene, writer: StoreWriter, origins: NDArray[np.int32]
         finally:
             opened.leave()
 
+    def check(record: ArchiveRecord) -> None:
+        if not stop.is_set():
+            record.check()
+
     with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
         try:
             for block in range(head.blocks):
@@ -207,6 +220,7 @@ def _write_blocks(scene: _Scene, writer: StoreWriter, origins: NDArray[np.int32]
                 tell("blocks", block / head.blocks)
                 opened = _Block(scene, block, len(tables) + 1, room.release)
                 found.append(opened)
+                tasks += [pool.submit(check, record) for record in scene.records(block)]
                 tasks += [pool.submit(plane, opened, block, number) for number in reversed(range(len(tables)))]  # the largest first
                 tasks.append(pool.submit(every_line, opened, block))
             for task in tasks:

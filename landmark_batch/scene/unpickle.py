@@ -140,15 +140,11 @@ def read_torch_file(path: Path) -> dict[Any, Any]:
     was refused. Works for the zip format and, without memory-mapping, for the one before torch 1.6.
     """
     head = _head(path)
+    mapped = False
     if head.startswith(_ZIP_MAGIC):
         mapped = _check_zip(path)
-    elif head.startswith(_LEGACY_MAGIC):
-        mapped = False
     else:
-        raise CheckpointError(
-            f"{path}: not a checkpoint: it begins with {head[:8]!r}, torch files begin with {_ZIP_MAGIC!r}",
-            remedy="name a .th file that LandMark wrote",
-        )
+        _check_legacy(path, head)
     content = _load(path, mapped)
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -161,6 +157,24 @@ def read_torch_file(path: Path) -> dict[Any, Any]:
 def is_mapped(path: Path) -> bool:
     """Whether `read_torch_file` maps this file's tensors into memory in place of reading them. Raises CheckpointError."""
     return _head(path).startswith(_ZIP_MAGIC) and _check_zip(path)
+
+
+def is_torch_archive(path: Path) -> bool:
+    """Whether this is a zip archive of torch's; False for its format from before 1.6. Raises CheckpointError for any other file."""
+    head = _head(path)
+    if head.startswith(_ZIP_MAGIC):
+        _check_zip(path)
+        return True
+    _check_legacy(path, head)
+    return False
+
+
+def _check_legacy(path: Path, head: bytes) -> None:
+    if not head.startswith(_LEGACY_MAGIC):
+        raise CheckpointError(
+            f"{path}: not a checkpoint: it begins with {head[:8]!r}, torch files begin with {_ZIP_MAGIC!r}",
+            remedy="name a .th file that LandMark wrote",
+        )
 
 
 def _head(path: Path) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,28 @@ def test_info_says_what_a_checkpoint_holds(park: Path, run: Run) -> None:
     assert found["blocks"] == 1
     assert found["missing"] == []
     assert f"{found['parameters']:,}" in outcome.out
+
+
+def test_info_verifies_a_checkpoint(park: Path, run: Run) -> None:
+    outcome = run("info", "park.th", "--verify")
+    assert outcome.code == 0, outcome.text
+    assert re.search(r"^park\.th: \d+ records of [\d.]+ \w+ checked \([\d,]+ MB/s\), all as they were written$", outcome.out, re.MULTILINE)
+    assert "nothing is missing to render it" in outcome.out
+    found = json.loads(run("info", "park.th", "--verify", "--json").out)
+    assert (found["blocks"], found["verified"]["ok"], found["verified"]["damaged"]) == (1, True, [])
+    file = park.parent / "park.th"
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda item: item.file_size)
+    data = bytearray(file.read_bytes())
+    data[largest.header_offset + largest.file_size // 2] ^= 1
+    file.write_bytes(data)
+    assert run("info", "park.th").code == 0
+    outcome = run("info", "park.th", "--verify")
+    assert outcome.code == 3
+    assert f"damaged: park.th: record {largest.filename}: its CRC-32 is " in outcome.out
+    assert "1 damaged: copy the checkpoint again" in outcome.out
+    outcome = run("info", "park.th", "--verify", "--json")
+    assert (outcome.code, json.loads(outcome.out)["verified"]["ok"]) == (3, False)
 
 
 def test_flights_are_written_and_read_back(park: Path, run: Run, tmp_path: Path) -> None:
