@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from landmark_batch.errors import ConfigError
+from landmark_batch.job_overrides import Override, Overrides, read_overrides
 from landmark_batch.job_sections import (
     LOOKS,
     CamerasSection,
@@ -138,10 +139,10 @@ _PATH_KEYS = (
 )
 
 
-def load_job(path: Path, overrides: Iterable[str] = ()) -> RenderJob:
-    """Read and check a job file. overrides: 'section.key=value' texts, values in TOML (bare words are strings).
+def load_job(path: Path, overrides: Iterable[str | Override] = ()) -> RenderJob:
+    """Read and check a job file. overrides: 'section.key=value' texts of --set, values in TOML (bare words are strings), or Overrides.
 
-    Raises ConfigError naming the file, the key, the value and the remedy.
+    Raises ConfigError naming the file or the words of the command line, the key, the value and the remedy.
     """
     path = Path(path)
     try:
@@ -158,60 +159,48 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> RenderJob:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: broken TOML: {error}", remedy="mend that line; strings stand in quotes") from None
-    _resolve_paths(raw, path.resolve().parent)
+    _resolve_paths(raw, path.resolve().parent, Overrides(), str(path))
     raw.setdefault("name", path.stem)
     return job_from_dict(raw, overrides, source=str(path), path=path.resolve())
 
 
-def job_from_dict(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "job", path: Path | None = None) -> RenderJob:
+def job_from_dict(
+    raw: Mapping[str, Any], overrides: Iterable[str | Override] = (), *, source: str = "job", path: Path | None = None
+) -> RenderJob:
     """Check an already parsed job (relative paths taken from the working directory). Raises ConfigError as `load_job`."""
     values: dict[str, Any] = {key: dict(item) if isinstance(item, Mapping) else item for key, item in raw.items()}
     values.pop("path", None)
-    changed: dict[str, Any] = {}
-    for text in overrides:
-        _set(changed, text)
-    _resolve_paths(changed, Path.cwd())
-    for key, item in changed.items():
+    changed = read_overrides(overrides, _sections())
+    _resolve_paths(changed.values, Path.cwd(), changed, source)
+    for key, item in changed.values.items():
         if isinstance(item, dict) and isinstance(values.get(key), dict):
             values[key].update(item)
         else:
             values[key] = item
-    _resolve_paths(values, Path.cwd())
+    _resolve_paths(values, Path.cwd(), changed, source)
     if values.get("version", JOB_VERSION) != JOB_VERSION:
-        raise ConfigError(f"{source}: version = {values['version']!r}", remedy=f"this program reads version {JOB_VERSION}")
+        raise ConfigError(
+            f"{changed.origin('version', source)}: version = {values['version']!r}", remedy=f"this program reads version {JOB_VERSION}"
+        )
     try:
         return RenderJob.model_validate({**values, "path": path})
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}", remedy=_remedy(error)) from None
+        raise ConfigError(_explain(error, changed, source), remedy=_remedy(error)) from None
 
 
-def _set(values: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts) or len(parts) > 2:
-        raise ConfigError(f"--set {text!r}: not of the form section.key=value", remedy="for example --set sampling.samples=128")
-    try:
-        parsed = tomllib.loads(f"v = {value.strip()}")["v"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    if not isinstance(parsed, str | int | float | list | dict):  # TOML reads 2026-01-31 as a date
-        parsed = value.strip()
-    target = values.setdefault(parts[0], {}) if len(parts) == 2 else values
-    if not isinstance(target, dict):
-        raise ConfigError(f"--set {text!r}: {parts[0]} is no section", remedy=f"sections: {', '.join(_sections())}")
-    target[parts[-1]] = parsed
-
-
-def _resolve_paths(values: dict[str, Any], base: Path) -> None:
+def _resolve_paths(values: dict[str, Any], base: Path, changed: Overrides, source: str) -> None:
     for section, key in _PATH_KEYS:
         table = values.get(section)
         if isinstance(table, dict) and isinstance(table.get(key), str | Path):
+            origin = changed.origin(f"{section}.{key}", source)
             if not str(table[key]).strip():
-                raise ConfigError(f"{section}.{key} is empty", remedy="name a path, or leave the key out for its default")
+                raise ConfigError(f"{origin}: {section}.{key} is empty", remedy="name a path, or leave the key out for its default")
             if is_url(str(table[key]).strip()):
                 if key in ("checkpoint", "store"):
                     continue
-                raise ConfigError(f"{section}.{key} = {table[key]!r}: a URL, where a path is needed", remedy="name it on this machine")
+                raise ConfigError(
+                    f"{origin}: {section}.{key} = {table[key]!r}: a URL, where a path is needed", remedy="name it on this machine"
+                )
             table[key] = (base / Path(table[key]).expanduser()).resolve()
 
 
@@ -256,25 +245,30 @@ _PLAIN_WORDS = {
 }
 
 
-def _explain(error: ValidationError) -> str:
-    """One sentence a key; what the members of a union say of one value is joined by 'or'."""
-    found: dict[str, list[str]] = {}
+def _explain(error: ValidationError, changed: Overrides, source: str) -> str:
+    """One sentence a key, behind who said it; what the members of a union say of one value is joined by 'or'."""
+    found: dict[str, dict[str, list[str]]] = {}
     for item in error.errors():
         place = _place(item)
+        origin = changed.origin(place, source)
+        heads = found.setdefault(origin, {})
         if item["type"] == "extra_forbidden":
-            found[f"unknown key {place}"] = []
+            heads[f"unknown key {place}"] = []
         elif item["type"] in _NOT_A_SECTION:
-            found[f"{place} = {item['input']!r}: not a section"] = []
+            heads[f"{place} = {item['input']!r}: not a section"] = []
         else:
             message = _PLAIN_WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be").replace("must be False", "must be false")
             whole = isinstance(item["input"], dict)  # a rule over a whole section names its keys itself
-            found.setdefault(place if whole else f"{place} = {item['input']!r}", []).append(message)
+            heads.setdefault(place if whole else f"{place} = {item['input']!r}", []).append(message)
     lines = []
-    for head, messages in found.items():
-        first, *others = dict.fromkeys(messages) or [""]
-        joined = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
-        lines.append(f"{head}: {joined}" if joined else head)
+    for origin, heads in found.items():
+        sentences = []
+        for head, messages in heads.items():
+            first, *others = dict.fromkeys(messages) or [""]
+            joined = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
+            sentences.append(f"{head}: {joined}" if joined else head)
+        lines.append(f"{origin}: {'; '.join(sentences)}")
     return "; ".join(lines)
 
 

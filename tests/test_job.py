@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import LOOKS, RenderJob, job_from_dict, known_keys, load_job, parse_memory
+from landmark_batch.job_overrides import Override
 from landmark_batch.job_template import _KEYS, job_text, scene_name, toml_value
 
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
@@ -282,3 +283,20 @@ def test_scene_names(file: str, name: str) -> None:
 )
 def test_scene_names_of_urls(url: str, name: str) -> None:
     assert scene_name(url) == name
+
+
+def test_an_error_names_who_said_the_value(tmp_path: Path) -> None:
+    job = tmp_path / "city.toml"
+    job.write_text("[sampling]\nsamples = -1\n[cameras]\nwidth = 0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_job(job, ["sampling.samples=0", Override("cameras.height=0", "--height 0")])
+    assert {line.split(": must")[0] for line in caught.value.message.split("; ")} == {
+        f"{job}: cameras.width = 0",
+        "--set sampling.samples=0: sampling.samples = 0",
+        "--height 0: cameras.height = 0",
+    }
+    job.write_text('[scene]\ncheckpoint = ""\n')
+    with pytest.raises(ConfigError, match=r"city\.toml: scene\.checkpoint is empty"):
+        load_job(job)
+    with pytest.raises(ConfigError, match=r"^--set version=7: version = 7"):
+        job_from_dict({}, ["version=7"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 from landmark_batch.commands.common import command_line, path_type, shown_path
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob, job_from_dict, load_job
+from landmark_batch.job_overrides import Override
 from landmark_batch.job_template import scene_name, toml_value
 from landmark_batch.landmark_options import COMMAND_LINE, Value, split_argv
 from landmark_batch.object_path import as_store_path
@@ -113,7 +115,7 @@ def read_job(ctx: click.Context, flags: Mapping[str, Any]) -> JobRequest:
 
 
 def _landmark_job(
-    source: SceneLocation | None, landmark: Mapping[str, Value], flags: Mapping[str, Any], overrides: list[str]
+    source: SceneLocation | None, landmark: Mapping[str, Value], flags: Mapping[str, Any], overrides: list[str | Override]
 ) -> JobRequest:
     from landmark_batch.compat import job_from_landmark
 
@@ -129,7 +131,7 @@ def _landmark_job(
     return JobRequest(job, export_images=found.export_images, stage_times=found.stage_times, timeline=found.timeline)
 
 
-def _checkpoint_job(checkpoint: SceneLocation, cameras: Path | None, overrides: list[str]) -> RenderJob:
+def _checkpoint_job(checkpoint: SceneLocation, cameras: Path | None, overrides: list[str | Override]) -> RenderJob:
     if isinstance(checkpoint, str) and checkpoint.lower().endswith(".toml"):
         raise ConfigError(f"{checkpoint}: a job file is read from this machine alone", remedy="download it, and name the copy")
     if cameras is None:
@@ -178,27 +180,37 @@ def _is_checkpoint(source: Path) -> bool:
     return is_store_folder(source)
 
 
-def _overrides(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as 'section.key=value' texts; the job's name follows the store's."""
-    found: dict[str, Any] = {
-        "cameras.file": flags["cameras"],
-        "cameras.frames": flags["frames"],
-        "cameras.width": flags["width"],
-        "cameras.height": flags["height"],
-        "parallel.device": flags["device"],
-        "parallel.gpus": parse_gpus(flags["gpus"]) if flags["gpus"] is not None else None,
-        "parallel.workers": flags["workers"],
-        "parallel.tensor_parallel": flags["tensor_parallel"],
-        "parallel.data_parallel": flags["data_parallel"],
-        "parallel.priority": flags["priority"],
-        "parallel.render_timeout": flags["render_timeout"],
-        "model.runtime": flags["runtime"],
-        "sampling.samples": flags["samples"],
-        "output.store": str(flags["output"]) if flags["output"] is not None else None,
-    }
-    if flags["output"] is not None:
-        found["name"] = flags["output"].name.removesuffix(".zarr") or None
-    return [f"{key}={toml_value(value)}" for key, value in found.items() if value is not None]
+_KEYS = {  # flag -> key of the job file
+    "cameras": "cameras.file",
+    "frames": "cameras.frames",
+    "width": "cameras.width",
+    "height": "cameras.height",
+    "device": "parallel.device",
+    "gpus": "parallel.gpus",
+    "workers": "parallel.workers",
+    "tensor_parallel": "parallel.tensor_parallel",
+    "data_parallel": "parallel.data_parallel",
+    "priority": "parallel.priority",
+    "render_timeout": "parallel.render_timeout",
+    "runtime": "model.runtime",
+    "samples": "sampling.samples",
+    "output": "output.store",
+}
+
+
+def _overrides(flags: Mapping[str, Any]) -> list[Override]:
+    """Flags as values of the job file; the job's name follows the store's."""
+    found = []
+    for flag, key in _KEYS.items():
+        value = flags[flag]
+        if value is None:
+            continue
+        said = f"--{flag.replace('_', '-')} {shlex.quote(str(value))}"
+        meant = parse_gpus(value) if flag == "gpus" else str(value) if flag == "output" else value
+        found.append(Override(f"{key}={toml_value(meant)}", said))
+        if flag == "output" and (name := value.name.removesuffix(".zarr")):
+            found.append(Override(f"name={toml_value(name)}", said))
+    return found
 
 
 def parse_gpus(text: str) -> list[int]:
