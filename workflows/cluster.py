@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
 import distributed.utils
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler
 from distributed.nanny import Nanny
 from distributed.security import Security
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 DASHBOARD_PORT = 8787
-SENT_LAST = 100  # messages of a stream that are kept here, for who debugs Dask
+SENT_LAST = 100  # messages of a stream that are kept by a server, for who debugs Dask
 _NANNY_PROCESS = "Dask Worker process"
 
 _LOGS = "distributed.admin.low-level-log-length"
@@ -55,7 +55,7 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
-    _LOGS: 2000,  # events of a topic that a scheduler keeps, to be told to those who attach; and what a server has sent last
+    _LOGS: SENT_LAST,
     "distributed.admin.tick.interval": "2s",  # of each server's look at its own loop; the default, 20 ms, took 6 % of a core beside a job
     "distributed.admin.tick.cycle": "10s",
     "distributed.admin.system-monitor.interval": "5s",  # of each server's look at its machine, for the dashboard
@@ -64,6 +64,7 @@ SETTINGS: dict[str, Any] = {
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "60s",
 }
+SCHEDULER_SETTINGS: dict[str, Any] = {_LOGS: 2000}  # while one starts: events of a topic that it keeps, to be told to those who attach
 
 
 class _RenderCluster(LocalCluster):  # type: ignore[misc]
@@ -85,14 +86,12 @@ class _RenderCluster(LocalCluster):  # type: ignore[misc]
 
     async def _start(self) -> None:
         """Start the scheduler; workers come later."""
-        with dask.config.set({_LOGS: SETTINGS[_LOGS]}):
+        with dask.config.set(SCHEDULER_SETTINGS):
             await super()._start()
-        self.scheduler.transition_log = deque(self.scheduler.transition_log, maxlen=SENT_LAST)
+        settle(self.scheduler)
 
     async def _calm(self) -> None:
-        calm(self.scheduler, shown=True)
-        for server in self.workers.values():  # nannies and the driver's worker
-            calm(server, shown=False)
+        calm(self.workers["driver"], shown=False)  # nannies do so themselves
 
     def _new_worker_name(self, worker_number: int) -> str:
         return f"gpu{self._placement.gpus[worker_number]}" if self._placement.gpus else f"w{worker_number}"
@@ -111,6 +110,12 @@ def _driver_options(options: dict[str, Any]) -> dict[str, Any]:
     """Of the worker in this process that drives jobs and renders none: a thread of it is all that a job's driver is."""
     known = {name: value for name, value in options.items() if name in ("host", "protocol", "interface", "security", "silence_logs")}
     return {**known, "nthreads": 1, "memory_limit": 0, "resources": {DRIVER_RESOURCE: 1000}, "dashboard": False}
+
+
+def settle(scheduler: Scheduler) -> None:
+    """Let a scheduler that has just started keep few of its transitions and look at itself less often; to be called in its event loop."""
+    scheduler.transition_log = deque(scheduler.transition_log, maxlen=SENT_LAST)
+    calm(scheduler, shown=True)
 
 
 class RenderCluster:
@@ -174,7 +179,7 @@ def start_cluster(placement: Placement, *, log: Path | None = None, dashboard: b
     import the caller's main module (so a script needs no main guard). Raises GroupError where they do not come up.
     """
     exits = contextlib.ExitStack()
-    exits.enter_context(dask.config.set({**SETTINGS, _LOGS: SENT_LAST, "distributed.diagnostics.nvml": bool(placement.gpus)}))
+    exits.enter_context(dask.config.set({**SETTINGS, "distributed.diagnostics.nvml": bool(placement.gpus)}))
     if warm is not None:
         setattr(distributed.utils, "_forkserver_preload_set", True)  # noqa: B010  else Dask imports pandas here, to have it preloaded
         exits.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}))

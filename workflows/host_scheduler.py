@@ -22,7 +22,7 @@ import dask
 from distributed import Scheduler
 
 from landmark_batch.errors import ConfigError, GroupError, LandmarkError
-from landmark_batch.workflows.cluster import DASHBOARD_PORT, SETTINGS
+from landmark_batch.workflows.cluster import DASHBOARD_PORT, SCHEDULER_SETTINGS, SETTINGS, settle
 from landmark_batch.workflows.hosts import DRIVER, LOOPBACK_PAGE, end_process, own_host, quiet_dask
 from landmark_batch.workflows.nanny import RenderNanny, die_with_parent
 from landmark_batch.workflows.security import SCHEDULER_PORT, TlsCredentials, write_private
@@ -145,15 +145,17 @@ async def _start(options: SchedulerOptions) -> Scheduler:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")  # it takes another, and says which
-            scheduler = await Scheduler(
-                host=options.host,
-                port=options.port,
-                protocol="tls" if options.tls else "tcp",
-                security=options.tls.security() if options.tls else None,
-                dashboard=options.dashboard_port is not None,
-                dashboard_address=page,
-                allowed_failures=ALLOWED_FAILURES,
-            )
+            with dask.config.set(SCHEDULER_SETTINGS):
+                scheduler = await Scheduler(
+                    host=options.host,
+                    port=options.port,
+                    protocol="tls" if options.tls else "tcp",
+                    security=options.tls.security() if options.tls else None,
+                    dashboard=options.dashboard_port is not None,
+                    dashboard_address=page,
+                    allowed_failures=ALLOWED_FAILURES,
+                )
+            settle(scheduler)
             if options.dashboard_port is None:  # its HTTP server has no such page: clients are not to be sent there
                 scheduler.services["http"] = scheduler.services.pop("dashboard")
             return scheduler

@@ -16,6 +16,7 @@ from typing import Any
 from distributed.core import Status
 from distributed.nanny import Nanny
 
+from landmark_batch.workflows.heartbeat import calm
 from landmark_batch.workflows.worker import RenderProcess
 
 EXITS_TOPIC = "landmark-batch-exits"
@@ -61,6 +62,11 @@ class RenderNanny(Nanny):  # type: ignore[misc]
         kwargs.setdefault("worker_class", HostedProcess)
         super().__init__(*args, **kwargs)
         self.dismissed = False
+
+    async def start_unsafe(self) -> Any:
+        await super().start_unsafe()
+        calm(self, shown=False)
+        return self
 
     def close_gracefully(self, reason: str = "nanny-close-gracefully") -> None:
         self.dismissed = self.dismissed or reason == _DISMISSED

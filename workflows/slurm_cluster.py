@@ -21,7 +21,7 @@ from distributed import Client
 from distributed.utils import get_ip
 
 from landmark_batch.errors import ConfigError, GroupError
-from landmark_batch.workflows.cluster import DASHBOARD_PORT, SETTINGS, RenderCluster
+from landmark_batch.workflows.cluster import DASHBOARD_PORT, SCHEDULER_SETTINGS, SETTINGS, RenderCluster, settle
 from landmark_batch.workflows.host_scheduler import ALLOWED_FAILURES, DRIVER_THREADS, DRIVERS
 from landmark_batch.workflows.hosts import DRIVER, LOOPBACK_PAGE, own_host
 from landmark_batch.workflows.nanny import RenderNanny
@@ -188,6 +188,11 @@ def render_slurm_cluster() -> type[Any]:
                 with contextlib.suppress(Exception):  # it insists that every job has started
                     self.close()
                 raise
+
+        async def _start(self) -> None:
+            with dask.config.set(SCHEDULER_SETTINGS):
+                await super()._start()
+            settle(self.scheduler)
 
         def job_ids(self) -> list[str]:
             """Of SLURM, in the order of nodes."""

@@ -18,6 +18,7 @@ from distributed import Client
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.cluster import SENT_LAST
 from landmark_batch.workflows.host_scheduler import SchedulerOptions, scheduler_process
 from landmark_batch.workflows.host_worker import SchedulerLostError, Supervisor
 from landmark_batch.workflows.hosts import Rank, host_ranks
@@ -26,6 +27,7 @@ from landmark_batch.workflows.nanny import EXITS_TOPIC
 from landmark_batch.workflows.render import run_render
 from tests.ports import free_port
 from tests.workflows.processes import gone, kill_tree, tree, until
+from tests.workflows.test_cluster_memory import KEPT, kept, ticks
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine("here", "cpu", 4, 2**34, (Gpu(0, "A", 2**30), Gpu(1, "A", 2**30)), 2, None, "2.13", "13.0")
@@ -102,6 +104,9 @@ def test_a_cluster_of_two_commands(processes: Processes, make_job: MakeJob) -> N
         pids = [pid for process in (scheduler, supervisor) for pid in tree(process.pid)]
         listening = {conn.laddr.ip for pid in pids for conn in psutil.Process(pid).net_connections() if conn.status == psutil.CONN_LISTEN}
         assert listening == {"127.0.0.1"}
+
+        assert client.run_on_scheduler(kept, KEPT + 10) == (KEPT, {SENT_LAST}, 5000.0)
+        assert list(client.run(ticks, nanny=True).values()) == [False, False]
 
         result = run_render(make_job("cameras.frames=0-3"), scheduler=processes.address)
         assert (result.state, result.rendered) == ("complete", 4)

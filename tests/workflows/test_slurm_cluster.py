@@ -14,11 +14,13 @@ import pytest
 from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows import slurm_cluster as module
+from landmark_batch.workflows.cluster import SENT_LAST
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.security import TlsCredentials
 from landmark_batch.workflows.slurm_cluster import render_slurm_cluster, slurm_cluster, start_slurm_cluster
 from landmark_batch.workflows.slurm_file import SlurmFile, read_slurm_file
 from tests.workflows.slurm_stubs import write_stubs
+from tests.workflows.test_cluster_memory import KEPT, kept
 
 pytest.importorskip("dask_jobqueue")
 pytest.importorskip("cryptography")
@@ -119,17 +121,20 @@ def test_a_whole_job(tmp_path: Path, stubs: Path, make_job: MakeJob) -> None:
     """sbatch starts the workers, TLS joins them, the job renders, closing cancels the jobs and leaves nothing."""
     said: list[str] = []
     seen: list[tuple[int, str]] = []
+    memory: list[object] = []
 
     def make(stopped: Callable[[], bool]) -> object:
         host = "host = '127.0.0.1'\nprologue = ['export LANDMARK_TEST=1']\nnodes = 1"
         cluster = slurm_cluster(write(tmp_path, host), folder=tmp_path, tell=said.append, dashboard=False, stopped=stopped)
         [private] = tmp_path.glob(".landmark-slurm-*")
+        memory.append(cluster.client.run_on_scheduler(kept, KEPT + 10))
         seen.append((stat.S_IMODE(private.stat().st_mode), cluster.address))
         return cluster
 
     result = run_render(make_job("cameras.frames=0-7", "output.chunk_frames=1"), cluster=make)  # type: ignore[arg-type]
     assert (result.state, result.rendered) == ("complete", 8)
     assert seen[0][0] == 0o700
+    assert memory == [(KEPT, {SENT_LAST}, 5000.0)]
     assert seen[0][1].startswith("tls://127.0.0.1:")
     assert "export LANDMARK_TEST=1" in (stubs / "job-0.sh").read_text()
     job = said[0].split()[2].rstrip(":")
