@@ -14,6 +14,7 @@ from landmark_batch.workflows.fetch_report import FetchReport, describe_fetching
 from landmark_batch.workflows.itinerary import RAY_COST, route_chunks
 from landmark_batch.workflows.render_plan import RenderPlan
 from landmark_batch.workflows.request import RenderRequest, checkpoint_of
+from landmark_batch.workflows.scene_blocks import how_to_convert
 
 LANDMARK_SLOTS = 9  # LandMark's neighbour_size where nothing is said
 CUT_FRAMES = 2000  # crowded ones that are cut into regions for a report, some milliseconds each
@@ -28,7 +29,7 @@ def fetch_report(plan: RenderPlan) -> FetchReport:
     if blocks is None:
         raise ConfigError(
             f"{request.job.scene.checkpoint}: a checkpoint has no blocks to fetch",
-            remedy="convert it once with `landmark-batch convert`, and name the store",
+            remedy=how_to_convert(request.job),
         )
     dynamic = choice is not None and choice.mode == "dynamic"
     slots = choice.slots if choice is not None and dynamic else request.job.fetching.gpu_blocks or LANDMARK_SLOTS

@@ -90,15 +90,21 @@ def _refuse_fetching(job: RenderJob) -> None:
         if value is not None and (fetching.mode != "resident" or key == "gpu_memory")
     ]
     if asked:
-        name = Path(str(scene.checkpoint)).name.removesuffix(".th")
-        words = ["landmark-batch", "convert", str(scene.checkpoint), f"{name}.zarr"]
-        words += ["--plane-division", f"{scene.plane_division[0]}x{scene.plane_division[1]}"] if scene.plane_division else []
-        words += ["--edit", scene.edit] if scene.edit else []
         instead = "leave it out" if fetching.mode == "resident" else "set fetching.mode=resident, which holds it whole"
         raise ConfigError(
             f"{asked[0]}: {scene.checkpoint} is a checkpoint, whose blocks cannot be read one by one",
-            remedy=f"convert it once: `{shlex.join(words)}`, then {shlex.join(['--set', f'scene.checkpoint={name}.zarr'])}; or {instead}",
+            remedy=f"{how_to_convert(job)}; or {instead}",
         )
+
+
+def how_to_convert(job: RenderJob) -> str:
+    """What makes a block store of a job's checkpoint and has the job render it, to be pasted into a shell."""
+    scene = job.scene
+    name = Path(str(scene.checkpoint)).name.removesuffix(".th")
+    words = ["landmark-batch", "convert", str(scene.checkpoint), f"{name}.zarr"]
+    words += ["--plane-division", f"{scene.plane_division[0]}x{scene.plane_division[1]}"] if scene.plane_division else []
+    words += ["--edit", scene.edit] if scene.edit else []
+    return f"convert it once: `{shlex.join(words)}`, then {shlex.join(['--set', f'scene.checkpoint={name}.zarr'])}"
 
 
 def _seen(store: object, settings: RenderSettings, flight: Flight, cache: Path) -> FlightBlocks:

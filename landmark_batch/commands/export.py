@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,27 +116,33 @@ def video(store: StorePath, file: Path | None, fps: str | None, frames: str | No
         say_written([report.path])
 
 
-def say_images(report: ImageReport) -> None:
-    """Notes, and the range a depth's colour map spans."""
-    for note in report.notes:
-        click.echo(f"note: {note}")
+def say_images(report: ImageReport, told: Collection[str] = ()) -> None:
+    """Notes but those that were told before, and the range a depth's colour map spans."""
+    say_notes(report.notes, told)
     if report.near is not None and report.far is not None:
         click.echo(f"depth: colours span {report.near:g} to {report.far:g} scene units")
     if report.missing:
         click.echo(f"{count_of(len(report.missing), 'frame')} not finished, left out")
 
 
-def say_film(report: VideoReport) -> None:
-    """One line about a film, and notes."""
+def say_film(report: VideoReport, told: Collection[str] = (), *, pace: str | None = None) -> None:
+    """One line about a film, and notes but those that were told before. pace: why it has so many frames a second; default the report's."""
     fps = f"{float(report.fps):g}"
+    length = human_time(report.duration) if report.duration >= 0.1 else f"{report.duration:.2f} s"
     click.echo(
-        f"film: {count_of(len(report.frames), 'frame')} of {report.width}x{report.height}, {human_time(report.duration)} at {fps} fps "
-        f"({report.fps_source}), {report.codec} {report.pix_fmt}"
+        f"film: {count_of(len(report.frames), 'frame')} of {report.width}x{report.height}, {length} at {fps} fps "
+        f"({pace or report.fps_source}), {report.codec} {report.pix_fmt}"
     )
     if report.reused:
         click.echo(f"{count_of(report.reused, 'frame')} stood in {report.path.name}.segments already")
-    for note in report.notes:
-        click.echo(f"note: {note}")
+    say_notes(report.notes, told)
+
+
+def say_notes(notes: Iterable[str], told: Collection[str] = ()) -> None:
+    """Lines for people, but those that were told before."""
+    for note in notes:
+        if note not in told:
+            click.echo(f"note: {note}")
 
 
 def _counts(report: ImageReport) -> str:

@@ -9,6 +9,7 @@ import click
 from landmark_batch.commands.common import json_option, say_json
 from landmark_batch.commands.job_source import JobCommand, job_options, read_job
 from landmark_batch.commands.render import order_option, ordered
+from landmark_batch.errors import LandmarkError
 
 if TYPE_CHECKING:
     from landmark_batch.workflows.render_plan import RenderPlan
@@ -60,12 +61,25 @@ def command(ctx: click.Context, /, as_json: bool, **flags: Any) -> None:
         from landmark_batch.workflows.fetch_plan import fetch_report
 
         report = fetch_report(plan)
+    _check_film(plan)
     if as_json:
         say_json(plan.as_dict() | ({"fetching_report": report.as_dict()} if report is not None else {}))
         return
     click.echo(plan.describe())
     if report is not None:
         click.echo(report.describe())
+
+
+def _check_film(plan: RenderPlan) -> None:
+    """A note where `render --video` would be refused, for jobs that say what their film is to be."""
+    if not plan.job.video.model_fields_set:
+        return
+    from landmark_batch.workflows.export import check_exports
+
+    try:
+        check_exports(plan.job, plan.request.flight, video=True, allow_8bit=True)
+    except LandmarkError as error:
+        click.echo(f"note: --video would be refused: {error.message}" + (f"; {error.remedy}" if error.remedy else ""), err=True)
 
 
 def _probed(plan: RenderPlan, places: int, scheduler: str | None) -> RenderPlan:

@@ -43,7 +43,7 @@ def command(ctx: click.Context, /, seconds: float, no_dashboard: bool, **flags: 
         logs.belongs_to(found.render.log)
     written: list[StorePath] = [found.store]
     if found.film is not None:
-        say_film(found.film)
+        say_film(found.film, pace="as long as the flight")
         written.append(found.film.path)
     if found.render.log is not None:
         written.append(found.render.log)

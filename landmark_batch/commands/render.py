@@ -124,9 +124,9 @@ def run_job(
     if profile:
         options["profile"] = True
     images = images or request.export_images
-    if images or video:
-        for note in check_exports(job, flight_of_job(job), images=images, video=video, allow_8bit=allow_8bit):
-            click.echo(f"note: {note}", err=True)
+    notes = check_exports(job, flight_of_job(job), images=images, video=video, allow_8bit=allow_8bit) if images or video else []
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     logs.belongs_to(job.log_path)
     sessions: list[ExportSession] = []
 
@@ -158,7 +158,7 @@ def run_job(
     traces = traces_of(job.log_path, since=began - 1.0) if profile else []
     for line in describe_busy(traces):
         click.echo(line)
-    _say_exports(exported)
+    _say_exports(exported, notes)
     written: list[StorePath | tuple[StorePath, str]] = [
         *wrote,
         (result.store, f"{result.wanted - len(result.missing):,} of {result.wanted:,} frames"),
@@ -237,14 +237,14 @@ def _say_result(job: RenderJob, result: RenderResult, stage_times: bool) -> None
         say_table([[name, f"{seconds:.2f}"] for name, seconds in result.stages.items()], head=["stage", "seconds over all workers"])
 
 
-def _say_exports(exported: ExportResult | None) -> None:
+def _say_exports(exported: ExportResult | None, told: Sequence[str]) -> None:
+    """What was exported; told: notes that were said before anything was rendered."""
     if exported is None:
         return
-    from landmark_batch.commands.export import say_film, say_images
+    from landmark_batch.commands.export import say_film, say_images, say_notes
 
     for report in exported.images:
-        say_images(report)
+        say_images(report, told)
     if exported.video is not None:
-        say_film(exported.video)
-    for note in exported.notes:
-        click.echo(f"note: {note}")
+        say_film(exported.video, told)
+    say_notes(exported.notes, told)

@@ -82,7 +82,11 @@ def choose_fetching(section: FetchingSection, size: SceneSize, *, device: str, m
             f"fetching.host_memory = {section.host_memory or _mib(asked)}: less than one block, which has {_mib(size.block)}",
             remedy=f"set fetching.host_memory to {_mib(2 * size.block)} or more",
         )
-    reason = "asked for" if section.mode == "dynamic" else f"{need} do not fit into {may if whole else have}"
+    reason = f"{need} do not fit into {may if whole else have}"
+    if section.mode == "dynamic":
+        reason = "asked for"
+    elif section.gpu_blocks is not None and not whole:
+        reason = f"{size.blocks} blocks of {_mib(size.block)} come into {slots} slots as frames need them ({have})"
     return FetchChoice("dynamic", reason, slots, min(asked, size.blocks * size.block), batch)
 
 

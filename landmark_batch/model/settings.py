@@ -164,7 +164,12 @@ def _crop(crop: Box | None, config: SceneConfig) -> Box:
     high = tuple(min(a, b) for a, b in zip(config.aabb[1], crop[1], strict=True))
     if any(a >= b for a, b in zip(low, high, strict=True)):
         raise ConfigError(
-            f"scene.aabb = {[list(corner) for corner in crop]} does not meet the scene's box {[list(corner) for corner in config.aabb]}",
+            f"scene.aabb = {_shown(crop)} does not meet the scene's box {_shown(config.aabb)}",
             remedy="choose a box inside the scene's, or leave scene.aabb out",
         )
     return ((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def _shown(box: Box) -> str:
+    """As in a job file, with as many digits as float32 holds."""
+    return f"[{', '.join('[' + ', '.join(f'{value:.7g}' for value in corner) + ']' for corner in box)}]"

@@ -322,6 +322,19 @@ def test_exports_are_checked_before_anything_is_rendered(park: Path, run: Run) -
     refused(run, park.parent, "render", "park.toml", "--png", "--set", "images.bit_depth=16", message="--allow-8bit")
 
 
+def test_plan_says_that_a_film_could_not_be_made(park: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run("plan", "park.toml", "--set", "video.codec=libx999")
+    assert outcome.code == 0, outcome.text
+    assert "note: --video would be refused: video codec 'libx999': this build of FFmpeg has no such encoder; it has " in outcome.err
+    assert "--video" not in run("plan", "park.toml", "--set", "video.codec=mpeg4").err
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("encoders are loaded for a job that says nothing of its film")
+
+    monkeypatch.setattr("landmark_batch.workflows.export.check_exports", loaded)
+    assert run("plan", "park.toml").code == 0
+
+
 # -- the other commands
 
 
@@ -343,6 +356,9 @@ def test_a_checkpoint_is_converted_by_the_line_that_is_told(park: Path, run: Run
     words = ["--set", "scene.checkpoint=the studio's/my park.th", "--set", "fetching.mode=dynamic"]
     outcome = run("plan", "park.toml", *words)
     assert outcome.code == 2
+    report = run("plan", "park.toml", *words[:2], "--fetching")
+    assert report.code == 2
+    assert report.err.partition("convert it once: `")[2].strip() == outcome.err.partition("convert it once: `")[2].partition("; or ")[0]
     line, _, rest = outcome.err.partition("convert it once: `")[2].partition("`, then ")
     assert run(*shlex.split(line)[1:]).code == 0
     assert shlex.split(rest.partition(";")[0]) == ["--set", "scene.checkpoint=my park.zarr"]

@@ -102,6 +102,15 @@ def test_a_damaged_frame_is_found_and_mended_by_the_next_render(store: Path, par
 
 
 @pytest.mark.usefixtures("inline")
+def test_a_film_of_one_frame_has_a_length_and_a_note_is_said_once(park: Path, run: Run) -> None:
+    words = ("--frames", "2", "--width", "33", "--height", "25", "--set", "video.fps=24", "--video")
+    outcome = run("render", "park.toml", *words)
+    assert outcome.code == 0, outcome.text
+    assert "film: 1 frame of 34x26, 0.04 s at 24 fps (job)" in outcome.out
+    assert outcome.text.count("needs even sizes") == 1
+
+
+@pytest.mark.usefixtures("inline")
 def test_a_full_disk_stops_the_job_and_it_goes_on_when_there_is_space(park: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     original = durable.write_new
     written: list[Path] = []

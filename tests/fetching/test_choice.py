@@ -47,6 +47,7 @@ def test_slots_are_what_is_left_of_the_memory() -> None:
 
 def test_slots_as_asked() -> None:
     assert choose(gpu_blocks=9).slots == 9
+    assert choose(gpu_blocks=9).reason == "48 blocks of 100.0 MiB come into 9 slots as frames need them (fetching.gpu_blocks = 9)"
     assert choose(mode="dynamic", gpu_blocks=100).slots == 48
     assert choose(mode="dynamic").slots == 48
     assert choose(mode="dynamic").reason == "asked for"

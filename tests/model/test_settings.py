@@ -55,7 +55,10 @@ def test_dense_samples_cross_the_diagonal() -> None:
         ({"far": 0.2}, "sampling.near = 0.3 is not below sampling.far = 0.2"),
         ({"scene__appearance": 9}, "scene.appearance = 9: row 9 of an embedding of 9 rows"),
         ({"scene__appearance": "sunset"}, "scene.appearance = sunset: row 2180 of an embedding of 9 rows"),
-        ({"scene__aabb": [[5, 5, 5], [6, 6, 6]]}, "does not meet the scene's box"),
+        (
+            {"scene__aabb": [[5, 5, 5], [6, 6.1, 1 / 3 + 6]]},
+            "scene.aabb = [[5, 5, 5], [6, 6.1, 6.333333]] does not meet the scene's box [[",
+        ),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], part: str) -> None:
