@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
 from landmark_batch.commands.common import json_option, path_type, say_json, say_table, say_written
+from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.start_up import warm_workers
+from landmark_batch.errors import RenderInterrupted
 from landmark_batch.scene.location import as_location
 
 _PARTS = ("render", "start", "write", "export", "scheduling")
@@ -25,6 +28,15 @@ class _Bench(click.Group):
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = ["job", *args]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Whatever ends it from outside, its processes end first, and its folder goes."""
+        with Interrupts("") as interrupts:
+            interrupts.graceful = False
+            try:
+                return super().invoke(ctx)
+            except RenderInterrupted:  # says how to go on with a job; there is none after a bench
+                raise KeyboardInterrupt from None
 
 
 @click.group("bench", cls=_Bench)
