@@ -84,7 +84,7 @@ def _verify(checkpoint: str, as_json: bool) -> SceneCheck:
     for file in checked.unchecked:
         click.echo(f"note: {file}: holds no checksums: nothing can be compared")
     speed = f"{checked.bytes / 1e6 / max(checked.seconds, 1e-9):,.0f} MB/s"
-    state = "all as they were written" if checked.ok else f"{len(checked.damaged)} damaged: copy the checkpoint again"
+    state = "all as they were written" if checked.ok else f"{len(checked.damaged)} damaged: copy it again"
     click.echo(f"{checkpoint}: {count_of(checked.records, 'record')} of {human_bytes(checked.bytes)} checked ({speed}), {state}")
     return checked
 

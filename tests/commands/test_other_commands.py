@@ -83,7 +83,7 @@ def test_info_verifies_a_checkpoint(park: Path, run: Run) -> None:
     outcome = run("info", "park.th", "--verify")
     assert outcome.code == 3
     assert f"damaged: park.th: record {largest.filename}: its CRC-32 is " in outcome.out
-    assert "1 damaged: copy the checkpoint again" in outcome.out
+    assert "1 damaged: copy it again" in outcome.out
     outcome = run("info", "park.th", "--verify", "--json")
     assert (outcome.code, json.loads(outcome.out)["verified"]["ok"]) == (3, False)
 
