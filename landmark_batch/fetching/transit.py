@@ -89,10 +89,10 @@ def open_folder(root: Path, number: int) -> tuple[Path, int] | None:
     folder = root / f"{PREFIX}{number:x}"
     try:
         for _ in range(TRIES):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            if not _is_own(folder):
-                break
-            with contextlib.suppress(FileNotFoundError):  # removed since, as one without ranks
+            with contextlib.suppress(FileNotFoundError, FileExistsError):  # removed since, as one without ranks; while it was being made
+                folder.mkdir(mode=0o700, exist_ok=True)
+                if not _is_own(folder):
+                    break
                 alive = _open_alive(folder)
                 if locked(alive, shared=True) and _is_that_of(folder, alive):
                     return folder, alive

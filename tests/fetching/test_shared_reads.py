@@ -288,6 +288,22 @@ def test_folders_go_with_their_last_rank_and_those_of_killed_ranks_with_the_next
     assert not folder.exists()
 
 
+def test_a_folder_that_another_removes_while_it_is_made_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had no rank yet, and looked like a leftover."""
+    is_own, removed = transit._is_own, list[Path]()
+
+    def late(folder: Path) -> bool:
+        if not removed:
+            folder.rmdir()
+            removed.append(folder)
+        return is_own(folder)
+
+    monkeypatch.setattr(transit, "_is_own", late)
+    opened = transit.open_folder(root, 3)
+    assert opened is not None and removed == [opened[0]] == list(root.iterdir())
+    os.close(opened[1])
+
+
 def test_an_offer_is_a_part_of_what_a_rank_has(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, offer = make_offer(400 * MIB, 20 * MIB, 2)
     assert (found, offer.bytes) == (root, 100 * MIB)
