@@ -15,6 +15,8 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.object_path import ObjectPath, StorePath
 from landmark_batch.scene.location import SceneLocation, as_location
 
+_SHOWN = 20  # damaged things, of many
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
@@ -94,6 +96,14 @@ def shown_path(path: Path) -> str:
 def command_line(*words: object) -> str:
     """A command of this program as a shell takes it: ('info', 'my city.th') -> "landmark-batch info 'my city.th'"."""
     return shlex.join(["landmark-batch", *map(str, words)])
+
+
+def say_damaged(found: Sequence[str]) -> None:
+    """A line for each thing that is damaged, the first of many."""
+    for line in found[:_SHOWN]:
+        click.echo(f"damaged: {line}")
+    if len(found) > _SHOWN:
+        click.echo(f"... and {len(found) - _SHOWN} more (--json lists all)")
 
 
 def say_written(items: Iterable[StorePath | tuple[StorePath, str]]) -> None:

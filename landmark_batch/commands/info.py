@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from landmark_batch.commands.common import command_line, count_of, human_bytes, json_option, say_json, say_table
+from landmark_batch.commands.common import command_line, count_of, human_bytes, json_option, say_damaged, say_json, say_table
 from landmark_batch.commands.progress import counted
 from landmark_batch.errors import ConfigError
 
 if TYPE_CHECKING:
     from landmark_batch.scene.info import SceneInfo
     from landmark_batch.scene.verify import SceneCheck
-
-_SHOWN = 20
 
 
 def parse_division(text: str | None, flag: str = "--plane-division") -> tuple[int, int] | None:
@@ -77,10 +75,7 @@ def _verify(checkpoint: str, as_json: bool) -> SceneCheck:
         if not checked.ok:
             say_json({"path": checkpoint, "verified": checked.as_dict()})
         return checked
-    for line in checked.damaged[:_SHOWN]:
-        click.echo(f"damaged: {line}")
-    if len(checked.damaged) > _SHOWN:
-        click.echo(f"... and {len(checked.damaged) - _SHOWN} more (--json lists all)")
+    say_damaged(checked.damaged)
     for file in checked.unchecked:
         click.echo(f"note: {file}: holds no checksums: nothing can be compared")
     speed = f"{checked.bytes / 1e6 / max(checked.seconds, 1e-9):,.0f} MB/s"

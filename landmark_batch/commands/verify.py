@@ -5,11 +5,9 @@ from __future__ import annotations
 import click
 
 from landmark_batch.chunks import format_frame_ranges
-from landmark_batch.commands.common import count_of, json_option, say_json
+from landmark_batch.commands.common import count_of, json_option, say_damaged, say_json
 from landmark_batch.commands.progress import counted
 from landmark_batch.object_path import StorePath, as_store_path
-
-_SHOWN = 20
 
 
 @click.command("verify")
@@ -27,10 +25,7 @@ def command(ctx: click.Context, store: StorePath, discard_damaged: bool, threads
     if as_json:
         say_json(report.as_dict())
     else:
-        for item in report.damaged[:_SHOWN]:
-            click.echo(f"damaged: {item.output} of frame {item.frame}: {item.reason} ({item.path})")
-        if len(report.damaged) > _SHOWN:
-            click.echo(f"... and {len(report.damaged) - _SHOWN} more (--json lists all)")
+        say_damaged([f"{item.output} of frame {item.frame}: {item.reason} ({item.path})" for item in report.damaged])
         for line in report.other:
             click.echo(f"damaged: {line}")
         for line in report.notes:

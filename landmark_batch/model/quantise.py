@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import PixelError
-from landmark_batch.kernels.rounding import quantise
+from landmark_batch.kernels.rounding import quantise, rounded
 from landmark_batch.model.profile import span
 from landmark_batch.model.transfer import ALIGN, Fetch, side_stream
 
@@ -76,7 +76,8 @@ def quantise_begin(
     parts = [(output, _planes(rendered, output)) for output in outputs]
     if into is not None:
         for output, planes in parts:
-            _check_place(into[output.name], planes, output)
+            shape = tuple(planes[0].shape) if len(planes) == 1 else (*planes[0].shape[:2], 4)
+            check_place(into[output.name], shape, output)
     device = parts[0][1][0].device if parts else torch.device("cpu")
     if device.type == "cuda":
         return _DevicePixels(parts, frame, into, device, after)
@@ -97,7 +98,7 @@ class _HostPixels(PendingPixels):
         found = {}
         with span("unpack"):
             for (output, _), (_, values) in zip(self._parts, results, strict=True):
-                found[output.name] = _stored(values, output, self._into, own=True)
+                found[output.name] = stored(values, output, self._into, own=True)
         return found
 
 
@@ -136,13 +137,13 @@ class _DevicePixels(PendingPixels):
                     if direct and self._into is not None:
                         found[output.name] = self._into[output.name]
                     else:
-                        found[output.name] = _stored(value, output, self._into, own=False)
+                        found[output.name] = stored(value, output, self._into, own=False)
             return found
         finally:
             self._fetch.release()
 
 
-def _stored(values: Tensor, output: Output, into: Mapping[str, NDArray[Any]] | None, *, own: bool) -> NDArray[Any]:
+def stored(values: Tensor, output: Output, into: Mapping[str, NDArray[Any]] | None, *, own: bool) -> NDArray[Any]:
     """Host values as an array of the output's dtype: in `into`, else themselves if they are our own, else copied."""
     array: NDArray[Any] = values.numpy().view(np.dtype(output.dtype))
     if into is None:
@@ -151,10 +152,10 @@ def _stored(values: Tensor, output: Output, into: Mapping[str, NDArray[Any]] | N
     return into[output.name]
 
 
-def _check_place(place: NDArray[Any], planes: Sequence[Tensor], output: Output) -> None:
+def check_place(place: NDArray[Any], shape: tuple[int, ...], output: Output) -> None:
+    """Raises TypeError or ValueError for an array that an output of this shape does not fit."""
     if place.dtype != np.dtype(output.dtype):
         raise TypeError(f"{output.name} is stored as {output.dtype}, and its array is {place.dtype}")
-    shape = tuple(planes[0].shape) if len(planes) == 1 else (*planes[0].shape[:2], 4)
     if place.shape != shape:
         raise ValueError(f"{output.name} is {list(shape)}, and its array is {list(place.shape)}")
 
@@ -196,12 +197,7 @@ def _largest(output: Output) -> float:
 def converted(planes: Sequence[Tensor], output: Output) -> Tensor:
     """The planes joined, in the output's type or the signed one of its width."""
     values = planes[0] if len(planes) == 1 else torch.cat([planes[0], planes[1][..., None]], dim=-1)
-    dtype = STORED[output.dtype]
-    if dtype.is_floating_point:
-        return values.to(dtype)
-    top = float(np.iinfo(output.dtype).max)
-    levels = values.clamp(0.0, 1.0).mul_(top).add_(0.5)  # casting cuts off: floor
-    return levels.to(dtype) if dtype == torch.uint8 else levels.to(torch.int32).to(dtype)
+    return rounded(values, STORED[output.dtype])
 
 
 def _in_bands(planes: Sequence[Tensor], output: Output) -> tuple[Tensor, Tensor]:

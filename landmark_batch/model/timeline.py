@@ -71,8 +71,7 @@ class Timeline(Recorder):
         super().anchor(device)
         began = time.perf_counter()
         with self._lock:
-            ranges = self._kernels.poll()
-            for found in ranges:
+            for found in self._kernels.poll():
                 self.receive(found)
         if time.perf_counter() - began > _NOTICEABLE:
             self.mark(PROFILER, began, time.perf_counter())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landmark_batch.errors import PixelError
 from landmark_batch.model.profile import span
-from landmark_batch.model.quantise import FLOAT16_MAX, Output, PendingPixels, pinned_place
+from landmark_batch.model.quantise import FLOAT16_MAX, Output, PendingPixels, check_place, pinned_place, stored
 from landmark_batch.model.transfer import Fetch, side_stream
 
 from .pixels import PLANES, Layout, totals
@@ -45,7 +45,7 @@ class QuantisedFrame:
         values = [self._values(output) for output in outputs]
         if into is not None:
             for output, own in zip(outputs, values, strict=True):
-                _check_place(into[output.name], own, output)
+                check_place(into[output.name], tuple(own.shape), output)
         refused = self._refused(outputs, frame)
         if self._packed.is_cuda and refused is None:
             return _DeviceCopies(outputs, values, into, self._packed.device)
@@ -94,8 +94,8 @@ class _HostCopies(PendingPixels):
         if self._refused is not None:
             raise self._refused
         with span("unpack"):
-            arrays = {output.name: _array(values, output) for output, values in zip(self._outputs, self._values, strict=True)}
-            return arrays if self._into is None else {name: _copied(array, self._into[name]) for name, array in arrays.items()}
+            pairs = zip(self._outputs, self._values, strict=True)
+            return {output.name: stored(values, output, self._into, own=True) for output, values in pairs}
 
 
 class _DeviceCopies(PendingPixels):
@@ -114,27 +114,12 @@ class _DeviceCopies(PendingPixels):
         copied = self._fetch.wait()
         try:
             with span("unpack"):
-                arrays = {output.name: _array(values, output) for output, values in zip(self._outputs, copied, strict=True)}
-                if self._into is None:
-                    return {name: array.copy() for name, array in arrays.items()}
-                into = self._into
-                return {name: into[name] if name in self._direct else _copied(array, into[name]) for name, array in arrays.items()}
+                found = {}
+                for output, values in zip(self._outputs, copied, strict=True):
+                    if self._into is not None and output.name in self._direct:
+                        found[output.name] = self._into[output.name]
+                    else:
+                        found[output.name] = stored(values, output, self._into, own=False)
+                return found
         finally:
             self._fetch.release()
-
-
-def _array(values: Tensor, output: Output) -> NDArray[Any]:
-    array: NDArray[Any] = values.numpy().view(np.dtype(output.dtype))
-    return array
-
-
-def _copied(array: NDArray[Any], place: NDArray[Any]) -> NDArray[Any]:
-    np.copyto(place, array, casting="no")
-    return place
-
-
-def _check_place(place: NDArray[Any], values: Tensor, output: Output) -> None:
-    if place.dtype != np.dtype(output.dtype):
-        raise TypeError(f"{output.name} is stored as {output.dtype}, and its array is {place.dtype}")
-    if place.shape != tuple(values.shape):
-        raise ValueError(f"{output.name} is {list(values.shape)}, and its array is {list(place.shape)}")

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from landmark_batch.kernels import build
+
 BOX = (-1.0, -0.8, -0.1, 1.2, 0.9, 0.5)
 
 
@@ -19,6 +21,16 @@ def random_rays(count: int, seed: int = 0) -> Tensor:
     direction = torch.rand(count, 3, generator=generator) * 2 - 1
     direction[:, 2] = direction[:, 2] * 0.6 - 0.5
     return torch.cat([origin, direction], dim=1)
+
+
+@pytest.fixture(scope="module")
+def device() -> str:
+    """A CUDA device with the compiled kernels; skips where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    status = build.load("cuda")
+    assert status.loaded, status.reason
+    return "cuda"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from landmark_batch.kernels import build, fused, mixed, tuning
+from landmark_batch.kernels import fused, mixed, tuning
 from tests.kernels.test_cut import Cut, cut, in_slots
 from tests.kernels.test_gpu_mixed import decoder
 from tests.kernels.test_mixed import COMPOSITE, SAMPLES, Setting, setting, weigh_list
@@ -26,15 +26,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 COMPOSITES = [COMPOSITE, ("relu", True, 0.0, 10.0, 1e-4, 1e-4), ("softplus", True, 1.0, 5.0, 0.0, 0.0)]
 Part = tuple[Setting, dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def device() -> str:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    status = build.load("cuda")
-    assert status.loaded, status.reason
-    return "cuda"
 
 
 class Listed(NamedTuple):

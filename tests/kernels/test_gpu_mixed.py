@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from landmark_batch import kernels
-from landmark_batch.kernels import build, fused, mixed, tuning
+from landmark_batch.kernels import fused, mixed, tuning
 from tests.kernels.test_mixed import COMPOSITE, SAMPLES, Setting, march_density, op_arguments, setting, shards, weigh_list
 
 pytestmark = pytest.mark.gpu
@@ -25,15 +25,6 @@ CASES: dict[str, dict[str, Any]] = {
     "one sample": {"samples": 1},
     "many rays": {"rays": 3001, "samples": 12},
 }
-
-
-@pytest.fixture(scope="module")
-def device() -> str:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    status = build.load("cuda")
-    assert status.loaded, status.reason
-    return "cuda"
 
 
 def ready(case: Setting) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from landmark_batch.kernels import build, fused
+from landmark_batch.kernels import fused
 from landmark_batch.kernels.library import PLAIN
 from tests.kernels.test_gpu_mixed import decoder
 from tests.kernels.test_mixed import COMPOSITE, SAMPLES, setting
@@ -18,15 +18,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def device() -> str:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    status = build.load("cuda")
-    assert status.loaded, status.reason
-    return "cuda"
 
 
 def moved(value: Any, device: str) -> Any:

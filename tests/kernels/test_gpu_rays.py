@@ -6,19 +6,10 @@ import pytest
 import torch
 
 from landmark_batch import kernels
-from landmark_batch.kernels import build, reference
+from landmark_batch.kernels import reference
 from tests.kernels.conftest import random_rays
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def device() -> str:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    status = build.load("cuda")
-    assert status.loaded, status.reason
-    return "cuda"
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 1000, 4 * 4099])

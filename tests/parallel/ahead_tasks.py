@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from landmark_batch.errors import GroupError
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.model.begun import Begun, Sums
 from landmark_batch.model.transfer import pinned_array
@@ -17,7 +16,7 @@ from landmark_batch.parallel.parts import RayPart
 from landmark_batch.parallel.renderer import GroupRenderer
 from tests.model.conftest import POSES
 from tests.parallel.ranks import PATIENCE
-from tests.parallel.tasks import Case, lens_of, renderer_of, scene_of
+from tests.parallel.tasks import Case, lens_of, renderer_of, scene_of, three_frames
 
 SMALL = (1, 0.01)  # capacity and coloured samples a ray for which a fused renderer has room
 
@@ -127,16 +126,4 @@ def fail_to_begin(rank: int, case: Case, failing: int) -> list[str]:
     if rank:
         renderer.serve()
         return []
-    view, told = _views(case)[0], []
-    waiting = [renderer.begin(*view), renderer.begin(*view)]
-    for pending in waiting:
-        try:
-            told.append(type(pending.finish()).__name__)
-        except Exception as error:  # noqa: BLE001
-            told.append(type(error).__name__)
-    try:
-        renderer.begin(*view).finish()
-    except GroupError as error:
-        told.append(error.message)
-    renderer.close()
-    return told
+    return three_frames(renderer, _views(case)[0])

@@ -13,7 +13,7 @@ from landmark_batch.errors import CameraError, GroupError, PixelError
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.scene.weights import AlphaMask
 from tests.model.conftest import POSES
-from tests.parallel.tasks import Case, lens_of, renderer_of, scene_of
+from tests.parallel.tasks import Case, lens_of, renderer_of, scene_of, three_frames
 
 
 def render_broken(rank: int, case: Case, outputs: tuple[OutputSpec, ...]) -> list[str]:
@@ -60,20 +60,7 @@ def fail_in_flight(rank: int, case: Case, failing: int) -> list[str]:
         renderer.serve()
         return []
     name, width, height = case.frames[0]
-    view = (POSES[name], lens_of(width, height), width, height)
-    told: list[str] = []
-    waiting = [renderer.begin(*view), renderer.begin(*view)]
-    for pending in waiting:
-        try:
-            told.append(type(pending.finish()).__name__)
-        except Exception as error:  # noqa: BLE001
-            told.append(type(error).__name__)
-    try:
-        renderer.begin(*view).finish()
-    except GroupError as error:
-        told.append(error.message)
-    renderer.close()
-    return told
+    return three_frames(renderer, (POSES[name], lens_of(width, height), width, height))
 
 
 def render_wrong_poses(rank: int, case: Case) -> list[str]:

@@ -262,3 +262,19 @@ def render_checkpoint(rank: int, checkpoint: Path, name: str, reference: Path, w
     output = renderer.render(*view).numpy() if rank == 0 else renderer.serve()
     renderer.close()
     return output
+
+
+def three_frames(renderer: GroupRenderer, view: tuple[Any, ...]) -> list[str]:
+    """On the leader: two frames in flight, then a third. What came of each: a type's name, or why the third was refused."""
+    told = []
+    for pending in [renderer.begin(*view), renderer.begin(*view)]:
+        try:
+            told.append(type(pending.finish()).__name__)
+        except Exception as error:  # noqa: BLE001
+            told.append(type(error).__name__)
+    try:
+        renderer.begin(*view).finish()
+    except GroupError as error:
+        told.append(error.message)
+    renderer.close()
+    return told
