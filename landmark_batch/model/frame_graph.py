@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-Frame = tuple[Tensor, Tensor, Tensor, Tensor]
-Body = Callable[[Tensor, Tensor], Frame]
+Frame = tuple[Tensor, Tensor]  # values, status
+Body = Callable[[Tensor], Frame]
 
 _log = logging.getLogger(__name__)
 
@@ -26,39 +26,39 @@ class FrameGraphs:
         self._works = device.type == "cuda"
         self._key: Hashable = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._camera: tuple[Tensor, Tensor] | None = None
+        self._camera: Tensor | None = None
         self._frame: Frame | None = None
 
-    def run(self, key: Hashable, body: Body, pose: Tensor, lens: Tensor) -> Frame:
-        """body(pose [3, 4], lens [4]), by replay where it can be; the tensors returned are the caller's. key: what the work depends on
-        beside the camera: sizes, buffers, launch shapes.
+    def run(self, key: Hashable, body: Body, camera: Tensor) -> Frame:
+        """body(camera on the device), by replay where it can be. camera: in host memory, pinned: nothing waits for its copy. The values
+        returned are the caller's; their status is to be read, or copied, on this stream before the next run. key: what the work depends
+        on beside the camera: sizes, buffers, launch shapes.
         """
         if not self._works:
-            return body(pose, lens)
+            return body(camera.to(self._device, non_blocking=True))
         if key != self._key:
             self.forget()
             self._key = key
-            return body(pose, lens)
-        if self._graph is None and not self._record(body, pose, lens):
-            return body(pose, lens)
+            return body(camera.to(self._device, non_blocking=True))
+        if self._graph is None and not self._record(body, camera):
+            return body(camera.to(self._device, non_blocking=True))
         assert self._graph is not None and self._camera is not None and self._frame is not None
-        self._camera[0].copy_(pose, non_blocking=True)
-        self._camera[1].copy_(lens, non_blocking=True)
+        self._camera.copy_(camera, non_blocking=True)
         self._graph.replay()
-        rgb, depth, alpha, status = self._frame
-        return rgb.clone(), depth.clone(), alpha.clone(), status.clone()
+        values, status = self._frame
+        return values.clone(), status
 
     def forget(self) -> None:
         """Give the graph's buffers back."""
         self._key = self._graph = self._camera = self._frame = None
 
-    def _record(self, body: Body, pose: Tensor, lens: Tensor) -> bool:
-        camera = pose.clone(), lens.clone()
+    def _record(self, body: Body, host: Tensor) -> bool:
+        camera = host.to(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
             torch.cuda.synchronize(self._device)
             with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                frame = body(*camera)
+                frame = body(camera)
         except RuntimeError as error:
             _log.info("frames are launched step by step: %s", str(error).splitlines()[0])
             self._works = False

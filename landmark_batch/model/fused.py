@@ -19,6 +19,7 @@ from landmark_batch.model.blocks import BlockTables, cut_arguments
 from landmark_batch.model.decoder import Decoder
 from landmark_batch.model.field import STORAGE
 from landmark_batch.model.frame_graph import FrameGraphs
+from landmark_batch.model.frame_values import device_camera, host_camera, pixel_planes, pixel_values, pose_and_lens
 from landmark_batch.model.output import BegunFrame, RenderOutput
 from landmark_batch.model.profile import recording, span
 from landmark_batch.model.runtime import load_runtime
@@ -107,7 +108,7 @@ class FusedRenderer:
         with torch.inference_mode():
             order = tile_order(width, height, self.device)
             rgb, depth, alpha, counters = self._sums(c2w, intrinsics, width, order, order)
-            return self._output(rgb, depth, alpha, counters, width, height)
+            return _output(rgb, depth, alpha, counters, width, height)
 
     def begin(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> BegunFrame:
         """`render`, whose `finish` gives the frame. Begin the next one before: the device then has it when this one ends."""
@@ -117,7 +118,7 @@ class FusedRenderer:
         def launch() -> tuple[RenderOutput, Tensor]:
             order = tile_order(width, height, self.device)
             rgb, depth, alpha, status = self._frame(c2w, intrinsics, width, order, order)
-            return self._output(rgb, depth, alpha, {}, width, height), status
+            return _output(rgb, depth, alpha, {}, width, height), status
 
         return begin(launch, self._counted(width * height), lambda: self.render(c2w, intrinsics, width, height))
 
@@ -149,12 +150,6 @@ class FusedRenderer:
 
         return counted
 
-    def _output(self, rgb: Tensor, depth: Tensor, alpha: Tensor, counters: dict[str, int], width: int, height: int) -> RenderOutput:
-        """A whole frame on its background."""
-        if self.settings.background == "white":
-            rgb = rgb.add_(1.0 - alpha[..., None])
-        return RenderOutput(rgb.clamp_(0.0, 1.0).view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, {})
-
     def render_pixels(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, int]]:
@@ -169,7 +164,7 @@ class FusedRenderer:
     def _sums(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor, place: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, int]]:
-        """`render_pixels`, with pixel i in row place[i] of what is returned."""
+        """`render_pixels`; with a place, pixel i in row place[i] of what is returned, on the background."""
         count = pixels.shape[0]
         coloured = survived = 0
         while count:
@@ -237,21 +232,21 @@ class FusedRenderer:
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, order: Tensor, place: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """rgb, depth, alpha and status of pixels, all still on the device."""
-        pose, lens = self._camera(c2w, intrinsics)
-        batch = self._batch()
+        camera, batch, count = host_camera(c2w, intrinsics, self.device), self._batch(), order.shape[0]
         if self._shade is None or recording():  # counts are looked at in between, or every step is measured
-            return self._steps(pose, lens, width, order, place, batch)
-        buffers = batch, self._capacity, self._coloured_per_ray
-        key = (width, order.data_ptr(), order.shape[0], place is None, *buffers, *self._launch.values())
-        return self._graphs.run(key, lambda pose, lens: self._steps(pose, lens, width, order, place, batch), pose, lens)
+            values, status = self._steps(camera.to(self.device, non_blocking=True), width, order, place, batch)
+        else:
+            buffers = batch, self._capacity, self._coloured_per_ray
+            key = (width, order.data_ptr(), count, place is None, *buffers, *self._launch.values())
+            values, status = self._graphs.run(key, lambda camera: self._steps(camera, width, order, place, batch), camera)
+        return *pixel_planes(values, count), status
 
-    def _steps(
-        self, pose: Tensor, lens: Tensor, width: int, order: Tensor, place: Tensor | None, batch: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _steps(self, camera: Tensor, width: int, order: Tensor, place: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """`pixel_values` with rgb, depth and alpha in them, and the status."""
         count = order.shape[0]
-        rgb = torch.empty(count, 3, dtype=torch.float32, device=self.device)
-        depth = torch.empty(count, dtype=torch.float32, device=self.device)
-        alpha = torch.empty(count, dtype=torch.float32, device=self.device)
+        pose, lens = pose_and_lens(camera)
+        values = pixel_values(count, self.device)
+        rgb, depth, alpha = pixel_planes(values, count)
         totals = []
         for start in range(0, count, batch):
             part = slice(start, min(start + batch, count))
@@ -263,20 +258,18 @@ class FusedRenderer:
             with span("image", self.device):
                 rgb[rows], depth[rows], alpha[rows] = colours, traced.depth, traced.alpha
             totals.append(torch.cat([traced.status, traced.status[:1] > traced.list.shape[0]]).to(torch.int64))
+        if place is not None:
+            if self.settings.background == "white":
+                rgb.add_(1.0 - alpha[:, None])
+            rgb.clamp_(0.0, 1.0)
         table = torch.stack(totals)
         status = table.sum(0)
         status[1] = table[:, 1].amax()
-        return rgb, depth, alpha, status
-
-    def _camera(self, c2w: NDArray[np.floating], intrinsics: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Pose [3, 4] and lens [4] on the device."""
-        pose = torch.as_tensor(np.asarray(c2w, dtype=np.float32)[:3, :4]).to(self.device, non_blocking=True)
-        lens = torch.tensor([float(v) for v in intrinsics], dtype=torch.float32).to(self.device, non_blocking=True)
-        return pose, lens
+        return values, status
 
     def _tune(self, launches: Launches, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, pixels: Tensor) -> None:
         """Choose launch shapes by timing them on a batch of these pixels, unless this GPU's are known. No pixel depends on it."""
-        pose, lens = self._camera(c2w, intrinsics)
+        pose, lens = device_camera(c2w, intrinsics, self.device)
         rays = pixel_rays(pose, lens, self.settings.pixel_center, pixels[: self._batch()], width)
         self._launch["trace"] = launches.choose(Shape.of("trace", self._density[0]), lambda launch: self._trace(rays, launch))
         if self._shade is not None:
@@ -348,3 +341,7 @@ class FusedRenderer:
 
 def _absent(samples: int) -> kernels.AbsentBlockError:
     return kernels.AbsentBlockError(f"{samples} samples lie in blocks that are not in memory")
+
+
+def _output(rgb: Tensor, depth: Tensor, alpha: Tensor, counters: dict[str, int], width: int, height: int) -> RenderOutput:
+    return RenderOutput(rgb.view(height, width, 3), depth.view(height, width), alpha.view(height, width), counters, {})

@@ -13,6 +13,7 @@ from landmark_batch import kernels
 from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.kernels import fused
 from landmark_batch.model.blocks import BlockSource, BlockTables, in_passes
+from landmark_batch.model.frame_values import device_camera
 from landmark_batch.model.fused import RAYS, STOP, FusedRenderer
 from landmark_batch.model.sampling import flat_box
 
@@ -44,7 +45,7 @@ class RayPasses:
         if not pixels.shape[0]:
             return renderer.render_pixels(c2w, intrinsics, width, pixels)
         with torch.inference_mode():
-            pose, lens = renderer._camera(c2w, intrinsics)
+            pose, lens = device_camera(c2w, intrinsics, renderer.device)
             parts, survived, coloured, start = [], 0, 0, 0
             while start < pixels.shape[0]:
                 chosen = pixels[start : start + self._batch()]

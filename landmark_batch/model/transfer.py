@@ -43,16 +43,21 @@ class Fetch:
         for tensor, place in zip(tensors, places, strict=True):
             starts.append(size)
             size += -(-tensor.nbytes // ALIGN) * ALIGN if place is None else 0
-        packed = torch.empty(size, dtype=torch.uint8, device=device)
         self._buffer = _BUFFERS.take(size)
+        one = sum(place is None for place in places) < 2  # nothing to join
+        packed = None if one else torch.empty(size, dtype=torch.uint8, device=device)
         self._host = []
         for start, tensor, place in zip(starts, tensors, places, strict=True):
-            if place is None:
-                _part(packed, start, tensor).copy_(tensor)
-                self._host.append(_part(self._buffer, start, tensor))
-            else:
+            if place is not None:
                 self._host.append(place.copy_(tensor, non_blocking=True))
-        self._buffer[:size].copy_(packed, non_blocking=True)
+                continue
+            self._host.append(_part(self._buffer, start, tensor))
+            if packed is None:
+                self._host[-1].copy_(tensor, non_blocking=True)
+            else:
+                _part(packed, start, tensor).copy_(tensor)
+        if packed is not None:
+            self._buffer[:size].copy_(packed, non_blocking=True)
         self.over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self.over.record(torch.cuda.current_stream(device))
 
