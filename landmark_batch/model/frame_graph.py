@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from landmark_batch.model.profile import unseen
+
 Frame = tuple[Tensor, Tensor]  # values, status
 Body = Callable[[Tensor], Frame]
 
@@ -57,7 +59,7 @@ class FrameGraphs:
         graph = torch.cuda.CUDAGraph()
         try:
             torch.cuda.synchronize(self._device)
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with unseen(), torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 frame = body(camera)
         except RuntimeError as error:
             _log.info("frames are launched step by step: %s", str(error).splitlines()[0])

@@ -21,7 +21,7 @@ from landmark_batch.model.field import STORAGE
 from landmark_batch.model.frame_graph import FrameGraphs
 from landmark_batch.model.frame_values import device_camera, host_camera, pixel_planes, pixel_values, pose_and_lens
 from landmark_batch.model.output import BegunFrame, RenderOutput
-from landmark_batch.model.profile import recording, span
+from landmark_batch.model.profile import recording, span, stepwise
 from landmark_batch.model.runtime import load_runtime
 from landmark_batch.model.sampling import Sampler, flat_box
 from landmark_batch.model.settings import RenderSettings
@@ -233,12 +233,13 @@ class FusedRenderer:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """rgb, depth, alpha and status of pixels, all still on the device."""
         camera, batch, count = host_camera(c2w, intrinsics, self.device), self._batch(), order.shape[0]
-        if self._shade is None or recording():  # counts are looked at in between, or every step is measured
+        if self._shade is None or (recording() and stepwise()):  # counts are looked at in between, or every step is measured
             values, status = self._steps(camera.to(self.device, non_blocking=True), width, order, place, batch)
         else:
             buffers = batch, self._capacity, self._coloured_per_ray
             key = (width, order.data_ptr(), count, place is None, *buffers, *self._launch.values())
-            values, status = self._graphs.run(key, lambda camera: self._steps(camera, width, order, place, batch), camera)
+            with span("replay", self.device):
+                values, status = self._graphs.run(key, lambda camera: self._steps(camera, width, order, place, batch), camera)
         return *pixel_planes(values, count), status
 
     def _steps(self, camera: Tensor, width: int, order: Tensor, place: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:

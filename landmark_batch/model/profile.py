@@ -11,7 +11,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from types import TracebackType
@@ -22,6 +23,13 @@ import torch
 NOTHING: AbstractContextManager[None] = nullcontext()
 SETTLE = 256  # device ranges waiting for their events, before those that are over are looked up
 _current: Recorder | None = None
+
+
+class _Thread(threading.local):
+    unseen = False
+
+
+_thread = _Thread()
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,17 @@ class Range:
 def span(name: str, device: torch.device | None = None) -> AbstractContextManager[None]:
     """A range of that name, for a recorder if there is one. device: whose current stream does the work; measured there too if CUDA."""
     recorder = _current
-    return NOTHING if recorder is None else recorder.span(name, device)
+    return NOTHING if recorder is None or _thread.unseen else recorder.span(name, device)
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Spans of this thread are not recorded meanwhile: what is captured into a graph has no time of its own."""
+    before, _thread.unseen = _thread.unseen, True
+    try:
+        yield
+    finally:
+        _thread.unseen = before
 
 
 def mark(name: str, begin: float, end: float) -> None:
@@ -61,6 +79,12 @@ def recording() -> bool:
     return _current is not None
 
 
+def stepwise() -> bool:
+    """Whether each step of the frame that begins now is to be recorded. Ask once a frame."""
+    recorder = _current
+    return recorder is not None and recorder.stepwise()
+
+
 class Recorder(ABC):
     """Entered, it gets the ranges of all threads of this process until it is left; the one before it then goes on."""
 
@@ -71,6 +95,10 @@ class Recorder(ABC):
         self._waiting: dict[torch.device, deque[_DeviceRange]] = {}
         self._anchors: dict[torch.device, tuple[torch.cuda.Event, float]] = {}
         self._streams: dict[tuple[torch.device, int], str] = {}
+
+    def stepwise(self) -> bool:
+        """Whether it wants every step of the next frame, though launching them one by one takes longer."""
+        return True
 
     @abstractmethod
     def receive(self, found: Range) -> None:

@@ -23,6 +23,7 @@ from landmark_batch.model.profile import Range, Recorder
 LIMIT = 500_000  # events of a file: what a viewer still opens
 FLUSH_SECONDS = 2.0
 PROFILER = "profiler"  # range of a thread that stands still while kernels begin to be recorded, or their records are written
+STEPWISE = 16  # frames at the beginning whose every step is recorded, and then of how many one is
 KERNEL_SECONDS = 5.0  # of a job, for which every kernel of the GPU is recorded
 _NOTICEABLE = 1e-3  # seconds of it that are told
 
@@ -42,7 +43,7 @@ class Timeline(Recorder):
         self._kernels = DeviceTrace(kernel_seconds)
         self.path = Path(path)
         self.dropped = 0
-        self._events = 0
+        self._events = self._frames = 0
         self._pid = os.getpid()
         self._tracks: dict[tuple[str, bool], int] = {}  # threads and streams by name: a thread of the same name goes on with its track
         self._flushed = time.monotonic()
@@ -51,6 +52,11 @@ class Timeline(Recorder):
         except OSError as error:
             raise ConfigError(f"{path}: cannot write the trace: {error.strerror}", remedy="check the folder of the job's log") from None
         self._write({"name": "process_name", "ph": "M", "args": {"name": name}}, first=True)
+
+    def stepwise(self) -> bool:
+        """Of the first frames, and of one of sixteen: the others are rendered as without a trace, and are one range on the device."""
+        self._frames += 1
+        return self._frames <= STEPWISE or self._frames % STEPWISE == 0
 
     def receive(self, found: Range) -> None:
         if self._events >= LIMIT:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.kernels import AbsentBlockError, build
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.output import RenderOutput
+from landmark_batch.model.timeline import Timeline
 from tests.factories import make_scene
 from tests.kernels.conftest import one_thread
 from tests.model.conftest import POSES, settings_for
@@ -100,3 +103,18 @@ def test_an_absent_block_shows_when_its_frame_is_taken() -> None:
     assert same(first.finish(), good)
     with pytest.raises(AbsentBlockError):
         second.finish()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_trace_changes_no_pixel(device: str, tmp_path: Path) -> None:
+    """Some frames step by step, the others as without one."""
+    renderer = renderer_on(device)
+    expected = [renderer.render(POSES[name], LENS, WIDTH, HEIGHT) for name in NAMES]
+    with Timeline(tmp_path / "t.json", "w", kernel_seconds=0):
+        for _ in range(8):
+            begun = [renderer.begin(POSES[name], LENS, WIDTH, HEIGHT) for name in NAMES]
+            assert all(same(frame.finish(), whole) for frame, whole in zip(begun, expected, strict=True))
+    found = json.loads((tmp_path / "t.json").read_text())
+    names = [event["name"] for event in found if event.get("cat") == ("device" if device == "cuda" else "host")]
+    assert names.count("march and density") >= 17
+    assert names.count("replay") == (8 * len(NAMES) - 17 if renderer._shade is not None else 0)

@@ -17,7 +17,7 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.model import profile, timeline
 from landmark_batch.model.device_trace import device_ranges
 from landmark_batch.model.fused import FusedRenderer
-from landmark_batch.model.profile import NOTHING, StageTimes, mark, medians, on_track, recording, span
+from landmark_batch.model.profile import NOTHING, StageTimes, mark, medians, on_track, recording, span, stepwise, unseen
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.model.timeline import Timeline, trace_path
 from tests.factories import make_scene
@@ -219,6 +219,23 @@ def test_a_frames_ranges(tmp_path: Path, runtime: str) -> None:
     names = {event["name"] for event in events(tmp_path / "t.json")}
     wanted = {"march", "density", "appearance", "decode"} if runtime == "plain" else {"march and density", "appearance", "decode"}
     assert wanted <= names
+
+
+def test_a_trace_wants_every_step_of_some_frames(tmp_path: Path) -> None:
+    assert not stepwise()
+    with Timeline(tmp_path / "t.json", "w"):
+        assert [number for number in range(1, 65) if stepwise()] == [*range(1, 17), 32, 48, 64]
+    with StageTimes():
+        assert all(stepwise() for _ in range(40))
+
+
+def test_what_is_captured_is_not_seen(tmp_path: Path) -> None:
+    with Timeline(tmp_path / "t.json", "w"):
+        with unseen(), span("captured"):
+            pass
+        with span("done"):
+            pass
+    assert [event["name"] for event in events(tmp_path / "t.json")] == ["done"]
 
 
 @pytest.mark.gpu
