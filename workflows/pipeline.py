@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -24,16 +24,14 @@ from landmark_batch.frames.spec import OutputSpec, StoreSpec
 from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.load import LoadMeter
 from landmark_batch.workflows.ranges import COPIES, RENDER, mark, on_track
-from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
+from landmark_batch.workflows.renderers import RenderedFrame
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 1  # frames that a renderer has begun beyond the one that is taken
 COPYING = 2  # frames that are rendered and not yet in their arrays
 _NOTICEABLE = 1e-4  # seconds of waiting that a trace shows
 
 Pixels: TypeAlias = dict[str, NDArray[Any]]
-Camera: TypeAlias = tuple[NDArray[np.float64], tuple[float, ...], int, int]  # c2w [3, 4], (fl_x, fl_y, cx, cy), width, height
 
 
 class ChunkArrays:
@@ -244,22 +242,3 @@ class FramePipeline:
         done: Future[tuple[str, float]] = Future()
         done.set_result(timed())
         return done
-
-
-def rendered_frames(
-    renderer: FrameRenderer, cameras: Iterable[tuple[int, Camera]], *, overlap: bool
-) -> Iterator[tuple[int, RenderedFrame]]:
-    """Frames in their order. A renderer that can begin one frame before it gives the last is asked to, if they may overlap."""
-    begin = getattr(renderer, "begin", None)
-    begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
-    for frame, camera in cameras:
-        if begin is None:
-            yield frame, renderer.render(*camera, frame=frame)
-            continue
-        begun.append((frame, begin(*camera, frame=frame).finish))
-        if len(begun) > (AHEAD if overlap else 0):
-            first, finish = begun.popleft()
-            yield first, finish()
-    while begun:
-        first, finish = begun.popleft()
-        yield first, finish()

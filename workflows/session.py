@@ -21,10 +21,11 @@ from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.writer import FrameWriter
 from landmark_batch.object_path import StorePath
+from landmark_batch.workflows.ahead import Cameras, FramesAhead, Turns
 from landmark_batch.workflows.in_hand import COMMIT_BYTES
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
-from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline, rendered_frames
+from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline
 from landmark_batch.workflows.ranges import COMMIT, mark, on_track, span
 from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame, open_renderer, route_of
 
@@ -84,21 +85,21 @@ class RenderSession:
         self._group = group
         self._epoch = epoch
         self._hands = 0
-        self._rendering = threading.Lock()
+        self._turns: Turns[list[int]] = Turns()  # by the frames that are rendered in one
         self._folder = folder
         self._settings = opened.settings
         self._generation = snapshot.generation
         self._store = opened.store
         self._renderer = renderer
+        overlap = snapshot.render_job().parallel.overlap
+        self._frames = FramesAhead(renderer, overlap=overlap)
         self._worker = worker
         self._poses = opened.poses
         self._lenses = opened.lenses
         self._writers: list[FrameWriter] = []
         self._resting: dict[int, list[FrameWriter]] = {}  # by attempt: those that commit nothing now
         self._hiring = threading.Lock()
-        overlap = snapshot.render_job().parallel.overlap
         self._alone: AbstractContextManager[object] = nullcontext() if overlap else threading.Lock()
-        self._overlap = overlap
         self._pipeline = FramePipeline(opened.store.spec, overlap=overlap, pinned=device == "cuda")
 
     @classmethod
@@ -130,7 +131,8 @@ class RenderSession:
         return {**self._pipeline.load(), "files_waiting": sum(writer.waiting for writer in list(self._writers))}
 
     def close(self) -> None:
-        with self._rendering:
+        with self._turns.turn([]):
+            self._frames.drop()
             for writer in self._writers:
                 writer.close()
             self._writers.clear()
@@ -140,6 +142,7 @@ class RenderSession:
             if close is not None and not self._group:  # a group's is closed by its member
                 close()
             self._renderer = _CLOSED
+            self._frames = FramesAhead(_CLOSED, overlap=False)
             if self._timeline is not None:
                 self._timeline.close()
 
@@ -188,8 +191,9 @@ class RenderSession:
         todo = self._missing(frames, prints)
         parts = list(self._parts(todo))
         stages["check"] = time.perf_counter() - started
-        with self._turn(chunk):
+        with self._turn(chunk, parts[0] if parts else []):
             if is_set(self._folder, STOP_FILE, PAUSE_FILE):
+                self._frames.drop()
                 return {"stopped": True}
             if begun is not None:
                 begun()
@@ -199,7 +203,7 @@ class RenderSession:
         told, queue = 0.0, {"frames": 0, "chunks": 0}
         for i, part in enumerate(parts):
             if i > 0:
-                with self._turn(chunk):
+                with self._turn(chunk, part):
                     before = time.perf_counter()
                     filled = self._fill(part, stages, counters)
                     ended, turns = time.time(), turns + time.perf_counter() - before
@@ -234,8 +238,8 @@ class RenderSession:
         }
 
     @contextmanager
-    def _turn(self, chunk: str) -> Iterator[None]:
-        with self._rendering:
+    def _turn(self, chunk: str, frames: list[int]) -> Iterator[None]:
+        with self._turns.turn(frames):
             self.chunk = chunk
             try:
                 yield
@@ -280,13 +284,20 @@ class RenderSession:
     def _fill(self, frames: Sequence[int], stages: defaultdict[str, float], counters: Counter[str]) -> FilledChunk:
         return self._pipeline.fill(len(frames), self._rendered(frames), stages, counters)
 
-    def _rendered(self, frames: Sequence[int]) -> Iterator[tuple[int, RenderedFrame]]:
+    def _cameras(self, frames: Sequence[int]) -> Cameras:
         spec = self._store.spec
-        cameras = (
+        return (
             (frame, (self._poses[frame], tuple(float(value) for value in self._lenses[frame]), spec.width, spec.height)) for frame in frames
         )
+
+    def _following(self) -> Cameras | None:
+        """Of the chunk that is rendered after the one whose turn it is, once that is known."""
+        coming = self._turns.next()
+        return self._cameras(coming) if coming else None
+
+    def _rendered(self, frames: Sequence[int]) -> Iterator[tuple[int, RenderedFrame]]:
         try:
-            yield from rendered_frames(self._renderer, cameras, overlap=self._overlap)
+            yield from self._frames.frames(self._cameras(frames), self._following)
         except (CameraError, ConfigError):
             raise  # found before the group was asked
         except Exception as error:

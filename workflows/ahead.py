@@ -1,0 +1,117 @@
+"""Frames of chunk after chunk from one renderer: the next ones are begun before one is taken, those of the next chunk too."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
+
+logger = logging.getLogger(__name__)
+
+AHEAD = 2  # frames that a renderer has begun beyond the one that is taken: a thread that is late by one frame leaves no device idle
+
+Camera: TypeAlias = tuple[NDArray[np.float64], tuple[float, ...], int, int]  # c2w [3, 4], (fl_x, fl_y, cx, cy), width, height
+Cameras: TypeAlias = Iterable[tuple[int, Camera]]
+Who = TypeVar("Who")
+
+
+class FramesAhead:
+    """Renders frames in the order in which they are asked for. Used by one thread at a time.
+
+    overlap: off, a frame is begun when the one before it is done. A renderer that cannot begin frames renders them as they are asked for.
+    """
+
+    def __init__(self, renderer: FrameRenderer, *, overlap: bool) -> None:
+        self._renderer = renderer
+        self._begin = getattr(renderer, "begin", None)
+        self._most = AHEAD if overlap else 0
+        self._begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
+
+    def frames(self, cameras: Cameras, following: Callable[[], Cameras | None] = lambda: None) -> Iterator[tuple[int, RenderedFrame]]:
+        """The frames of these cameras, by number. following: asked near the end for those that come after them, None: not known yet; their
+        first ones are begun, and are there when `frames` is called for them. Raises what rendering raises; nothing is begun then.
+        """
+        if self._begin is None:
+            for frame, camera in cameras:
+                yield frame, self._renderer.render(*camera, frame=frame)
+            return
+        todo = deque(cameras)
+        left = len(todo)
+        begun = [frame for frame, _ in self._begun]
+        if begun == [frame for frame, _ in todo][: len(begun)]:
+            for _ in begun:
+                todo.popleft()
+        else:
+            self.drop()
+        after: Iterator[tuple[int, Camera]] | None = None
+        try:
+            while left:
+                while todo and len(self._begun) <= self._most:
+                    self._begin_one(*todo.popleft())
+                if after is None and not todo and len(self._begun) <= self._most:
+                    found = following()
+                    after = None if found is None else iter(found)
+                if after is not None:
+                    self._begin_following(after)
+                frame, finish = self._begun.popleft()
+                left -= 1
+                yield frame, finish()
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Give up what is begun and nobody has asked for."""
+        self._begun.clear()
+
+    def _begin_one(self, frame: int, camera: Camera) -> None:
+        assert self._begin is not None
+        self._begun.append((frame, self._begin(*camera, frame=frame).finish))
+
+    def _begin_following(self, cameras: Iterator[tuple[int, Camera]]) -> None:
+        """One that cannot be begun fails where it is asked for."""
+        while len(self._begun) <= self._most and (coming := next(cameras, None)) is not None:
+            try:
+                self._begin_one(*coming)
+            except Exception as error:  # noqa: BLE001
+                logger.debug("frame %d cannot be begun ahead: %s", coming[0], error)
+                for _ in cameras:
+                    pass
+
+
+class Turns(Generic[Who]):
+    """One at a time, in the order in which they came; told apart by which object they are."""
+
+    def __init__(self) -> None:
+        self._line: deque[Who] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def turn(self, who: Who) -> Iterator[None]:
+        """Wait for those that came before."""
+        with self._changed:
+            self._line.append(who)
+            try:
+                self._changed.wait_for(lambda: self._line[0] is who)
+            except BaseException:
+                self._line = deque(one for one in self._line if one is not who)
+                raise
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._line.popleft()
+                self._changed.notify_all()
+
+    def next(self) -> Who | None:
+        """Who comes after the one whose turn it is."""
+        with self._changed:
+            return self._line[1] if len(self._line) > 1 else None
