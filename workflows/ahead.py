@@ -16,7 +16,9 @@ from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 2  # frames that a renderer has begun beyond the one that is taken: a thread that is late by one frame leaves no device idle
+AHEAD = 4  # frames at most that a renderer has begun beyond the one that is taken: a thread that is late leaves no device idle
+AHEAD_BYTES = 2**28  # of their floats on the device; a frame too large for it takes so long that one ahead is enough
+_PIXEL = 20  # bytes: rgb, depth, alpha
 
 Camera: TypeAlias = tuple[NDArray[np.float64], tuple[float, ...], int, int]  # c2w [3, 4], (fl_x, fl_y, cx, cy), width, height
 Cameras: TypeAlias = Iterable[tuple[int, Camera]]
@@ -26,13 +28,14 @@ Who = TypeVar("Who")
 class FramesAhead:
     """Renders frames in the order in which they are asked for. Used by one thread at a time.
 
-    overlap: off, a frame is begun when the one before it is done. A renderer that cannot begin frames renders them as they are asked for.
+    pixels: of a frame. overlap: off, a frame is begun when the one before it is done. A renderer that cannot begin frames renders them as
+    they are asked for.
     """
 
-    def __init__(self, renderer: FrameRenderer, *, overlap: bool) -> None:
+    def __init__(self, renderer: FrameRenderer, *, pixels: int, overlap: bool) -> None:
         self._renderer = renderer
         self._begin = getattr(renderer, "begin", None)
-        self._most = AHEAD if overlap else 0
+        self._most = frames_ahead(pixels) if overlap else 0
         self._begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
 
     def frames(self, cameras: Cameras, following: Callable[[], Cameras | None] = lambda: None) -> Iterator[tuple[int, RenderedFrame]]:
@@ -85,6 +88,11 @@ class FramesAhead:
                 logger.debug("frame %d cannot be begun ahead: %s", coming[0], error)
                 for _ in cameras:
                     pass
+
+
+def frames_ahead(pixels: int) -> int:
+    """Frames of so many pixels that are begun ahead."""
+    return max(1, min(AHEAD, AHEAD_BYTES // (_PIXEL * max(1, pixels))))
 
 
 class Turns(Generic[Who]):

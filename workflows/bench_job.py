@@ -222,7 +222,7 @@ def time_bare(request: RenderRequest, placement: Placement, frames: Sequence[int
     renderer.render(flight.c2w[frames[0]], lenses[frames[0]], min(32, flight.width), min(32, flight.height)).numpy()  # libraries load
     cameras = ((frame, (flight.c2w[frame], lenses[frame], flight.width, flight.height)) for frame in frames)
     started = time.perf_counter()
-    for _ in FramesAhead(renderer, overlap=True).frames(cameras):
+    for _ in FramesAhead(renderer, pixels=flight.width * flight.height, overlap=True).frames(cameras):
         pass  # its pixels stay where they were rendered
     return (time.perf_counter() - started) / max(1, len(placement.gpus))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from landmark_batch.frames.spec import StoreSpec
     from landmark_batch.workflows.request import RenderRequest
 
 CHUNKS = 3  # that a worker has in hand at most: one is rendered while those before it are encoded and written
@@ -19,8 +20,21 @@ GPU_BYTES = 128 * 2**20  # a fused kernel's frame takes milliseconds: what a chu
 
 def chunk_frames(request: RenderRequest) -> int:
     """Frames a task that a job asks for, or that are usual on its device."""
-    asked = request.job.output.chunk_frames
-    return usual_chunk(request.device, request.spec.bytes_per_frame) if asked == "auto" else asked
+    return _chunk(request.job.output.chunk_frames, request.device, request.spec)
+
+
+def _chunk(asked: int | Literal["auto"], device: str, spec: StoreSpec) -> int:
+    return usual_chunk(device, spec.bytes_per_frame) if asked == "auto" else asked
+
+
+def frames_at_once(asked: int | Literal["auto"], device: str, spec: StoreSpec) -> int:
+    """Frames that a worker commits together, of whole chunks. asked: `output.chunk_frames`."""
+    return min(most_at_once(spec), _chunk(asked, device, spec))
+
+
+def most_at_once(spec: StoreSpec) -> int:
+    """Frames that are committed together at most: as many as COMMIT_BYTES hold, in whole files."""
+    return max(spec.commit_unit, COMMIT_BYTES // max(1, spec.bytes_per_frame) // spec.commit_unit * spec.commit_unit)
 
 
 def usual_chunk(device: str, frame_bytes: int) -> int:

@@ -56,7 +56,7 @@ class ChunkArrays:
         if found is None or _length(found) < frames:
             found = None  # its memory goes before the new one comes
             try:
-                found = {output.name: self._array(output, frames) for output in self._spec.outputs}
+                found = self._made(frames)
             except BaseException:
                 self.give(None)
                 raise
@@ -68,6 +68,22 @@ class ChunkArrays:
             self._free.append(None if self._closed else pixels)
             self._changed.notify()
 
+    def make(self, frames: int) -> None:
+        """Make the sets that are not made yet, for so many frames. What cannot be made now, `take` tries again."""
+        while True:
+            with self._changed:
+                if self._closed or None not in self._free:
+                    return
+                self._free.remove(None)
+            found = None
+            try:
+                found = self._made(frames)
+            except (MemoryError, RuntimeError) as error:
+                logger.debug("no memory for pixels yet: %s", error)
+                return
+            finally:
+                self.give(found)
+
     @property
     def out(self) -> int:
         """Sets that somebody has."""
@@ -78,6 +94,9 @@ class ChunkArrays:
         with self._changed:
             self._closed = True
             self._free = [None] * len(self._free)
+
+    def _made(self, frames: int) -> Pixels:
+        return {output.name: self._array(output, frames) for output in self._spec.outputs}
 
     def _array(self, output: OutputSpec, frames: int) -> NDArray[Any]:
         shape = (frames, *self._spec.frame_shape(output.name))
@@ -152,12 +171,17 @@ class FramePipeline:
     """
 
     def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool) -> None:
-        self._outputs = spec.outputs
+        self._outputs, self._pinned = spec.outputs, pinned
         self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="frame-copies") if overlap else None
         self._filled: tuple[FilledChunk, ...] = ()
         self._frames, self._seconds, self._since = 0, 0.0, 0.0  # rendered so far, and when the renderer began its frame, 0: it has none
         self._meter = LoadMeter()
+
+    def prepare(self, frames: int) -> None:
+        """Begin to make the arrays of chunks of so many frames, where that takes long: pinning memory stops a device, too."""
+        if self._pinned:
+            threading.Thread(target=self._arrays.make, args=(frames,), name="frame-arrays", daemon=True).start()
 
     def load(self) -> dict[str, float]:
         """How full it is: frames_in_flight (begun, and their arrays not free again), chunks_out (sets of arrays in use), copies_waiting

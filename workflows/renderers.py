@@ -95,6 +95,18 @@ class SimulatedRenderer:
         return SimulatedFrame(rgb, plain, plain, {"rays": height * width})
 
 
+class ClosedRenderer:
+    """In a closed session's place for a renderer: lets go of the scene's memory."""
+
+    def render(
+        self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
+    ) -> RenderedFrame:
+        raise RuntimeError("the session was closed")
+
+
+CLOSED = ClosedRenderer()
+
+
 class ResidentRenderer:
     """A renderer that has the whole scene, whichever frame comes."""
 
@@ -116,6 +128,17 @@ class FusedResidentRenderer(ResidentRenderer):
         self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
     ) -> BegunFrame:
         return self.renderer.begin(c2w, intrinsics, width, height)
+
+
+def device_of(spec: Mapping[str, Any], device: str) -> str:
+    """'cuda' or 'cpu': what a renderer of `open_renderer` will work on in this process."""
+    if spec.get("kind") == "simulated":
+        return "cpu"
+    if device == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def open_renderer(
@@ -230,8 +253,7 @@ def _open_scene(
     from landmark_batch.model.fused import FusedRenderer
     from landmark_batch.model.renderer import Renderer
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(spec, device)
     launches = Launches(kernels.cache_dir if kernels is not None else None)
     choice = fetch_choice(spec, job, device)
     if choice is not None and choice.mode == "dynamic":

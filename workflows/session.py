@@ -22,17 +22,14 @@ from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.writer import FrameWriter
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.ahead import Cameras, FramesAhead, Turns
-from landmark_batch.workflows.in_hand import COMMIT_BYTES
+from landmark_batch.workflows.in_hand import frames_at_once, most_at_once
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
 from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline
 from landmark_batch.workflows.ranges import COMMIT, mark, on_track, span
-from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame, open_renderer, route_of
+from landmark_batch.workflows.renderers import CLOSED, FrameRenderer, RenderedFrame, device_of, open_renderer, route_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from landmark_batch.model.runtime import KernelSource
     from landmark_batch.model.timeline import Timeline
 
@@ -74,6 +71,7 @@ class RenderSession:
         group: str = "",
         epoch: int = 0,
         timeline: Timeline | None = None,
+        pipeline: FramePipeline | None = None,
     ) -> None:
         snapshot = opened.snapshot
         self.device = device
@@ -92,7 +90,8 @@ class RenderSession:
         self._store = opened.store
         self._renderer = renderer
         overlap = snapshot.render_job().parallel.overlap
-        self._frames = FramesAhead(renderer, overlap=overlap)
+        spec = opened.store.spec
+        self._frames = FramesAhead(renderer, pixels=spec.width * spec.height, overlap=overlap)
         self._worker = worker
         self._poses = opened.poses
         self._lenses = opened.lenses
@@ -100,7 +99,7 @@ class RenderSession:
         self._resting: dict[int, list[FrameWriter]] = {}  # by attempt: those that commit nothing now
         self._hiring = threading.Lock()
         self._alone: AbstractContextManager[object] = nullcontext() if overlap else threading.Lock()
-        self._pipeline = FramePipeline(opened.store.spec, overlap=overlap, pinned=device == "cuda")
+        self._pipeline = pipeline or FramePipeline(spec, overlap=overlap, pinned=device == "cuda")
 
     @classmethod
     def open(cls, folder: StorePath, worker: str, kernels: KernelSource | None = None) -> Self:
@@ -108,18 +107,21 @@ class RenderSession:
         started = time.perf_counter()
         opened = open_snapshot(folder)
         require_compressor(opened.store.spec.compressor)
-        snapshot = opened.snapshot
+        snapshot, job, spec = opened.snapshot, opened.snapshot.render_job(), opened.store.spec
         timeline = open_timeline(snapshot, worker)
+        device = device_of(snapshot.renderer, snapshot.device)
+        pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda")
+        pipeline.prepare(frames_at_once(job.output.chunk_frames, device, spec))  # while the scene is read
         renderer, device = open_renderer(
             snapshot.renderer,
-            snapshot.render_job(),
-            snapshot.device,
+            job,
+            device,
             snapshot.threads,
             kernels=kernels,
             route=lambda: route_of(folder),
         )
         logger.info("run %s opened in %.1f s on %s", snapshot.run, time.perf_counter() - started, device)
-        return cls(folder, opened, renderer, worker=worker, device=device, timeline=timeline)
+        return cls(folder, opened, renderer, worker=worker, device=device, timeline=timeline, pipeline=pipeline)
 
     @property
     def busy(self) -> bool:
@@ -141,8 +143,8 @@ class RenderSession:
             close = getattr(self._renderer, "close", None)
             if close is not None and not self._group:  # a group's is closed by its member
                 close()
-            self._renderer = _CLOSED
-            self._frames = FramesAhead(_CLOSED, overlap=False)
+            self._renderer = CLOSED
+            self._frames = FramesAhead(CLOSED, pixels=1, overlap=False)
             if self._timeline is not None:
                 self._timeline.close()
 
@@ -267,8 +269,7 @@ class RenderSession:
     def _parts(self, frames: Sequence[int]) -> Iterator[list[int]]:
         """Frames committed together: as many as COMMIT_BYTES hold, in whole files."""
         spec = self._store.spec
-        unit = spec.commit_unit
-        most = max(unit, COMMIT_BYTES // max(1, spec.bytes_per_frame) // unit * unit)
+        unit, most = spec.commit_unit, most_at_once(spec)
         groups: dict[int, list[int]] = {}
         for frame in frames:
             groups.setdefault(frame // unit, []).append(frame)
@@ -321,18 +322,6 @@ class RenderSession:
         finally:
             with self._hiring:
                 resting.append(chosen)
-
-
-class _Closed:
-    """In a closed session's place for a renderer: lets go of the scene's memory."""
-
-    def render(
-        self, c2w: NDArray[np.float64], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
-    ) -> RenderedFrame:
-        raise RuntimeError("the session was closed")
-
-
-_CLOSED = _Closed()
 
 
 def nothing_rendered() -> dict[str, Any]:

@@ -327,6 +327,37 @@ def test_arrays_are_used_again_and_grow_where_they_must(tmp_path: Path) -> None:
     assert taken[0] is grown
 
 
+def test_arrays_are_made_before_anybody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from landmark_batch.model import transfer
+
+    made, refused = list[tuple[int, ...]](), list[int]()
+
+    def plain(shape: Sequence[int], dtype: Any) -> Any:
+        if refused:
+            raise MemoryError
+        made.append(tuple(shape))
+        return np.empty(shape, dtype)
+
+    monkeypatch.setattr(transfer, "pinned_array", plain)
+    spec = simulated_request(simulated_job(tmp_path, chunk_frames=4, workers=1), FRAMES, 0.0).spec
+    arrays = ChunkArrays(spec, most=3, pinned=True)
+    first, _ = arrays.take(2)
+    arrays.make(4)
+    assert made == [(2, 18, 32, 3), (4, 18, 32, 3), (4, 18, 32, 3)] and arrays.out == 1
+    assert len(arrays.take(4)[0]["rgb"]) == len(arrays.take(3)[0]["rgb"]) == 4
+    arrays.give(first)
+    assert arrays.take(1)[0] is first and len(made) == 3
+    refused.append(1)
+    short = ChunkArrays(spec, most=1, pinned=True)
+    short.make(4)
+    refused.clear()
+    assert len(short.take(1)[0]["rgb"]) == 1
+    closed = ChunkArrays(spec, most=1, pinned=True)
+    closed.close()
+    closed.make(4)
+    assert len(made) == 4
+
+
 def test_where_nothing_can_be_pinned_arrays_are_plain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,7 @@ from landmark_batch.errors import CheckpointError, ConfigError, StaleWriterError
 from landmark_batch.frames.owner import StoreOwner
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
-from landmark_batch.workflows import session as session_module
+from landmark_batch.workflows import in_hand
 from landmark_batch.workflows.builds import Build, note_build, other_build, read_builds
 from landmark_batch.workflows.graph import RenderGraph, task_prefix
 from landmark_batch.workflows.measured import SpeedKey, recall_speed, record_speed
@@ -81,7 +81,7 @@ def test_two_chunks_at_once_do_not_disturb_each_other(opened: tuple[RenderSessio
 
 def test_a_large_chunk_is_committed_in_parts(opened: tuple[RenderSession, FrameStore, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     session, store, _ = opened
-    monkeypatch.setattr(session_module, "COMMIT_BYTES", 3 * store.spec.bytes_per_frame)
+    monkeypatch.setattr(in_hand, "COMMIT_BYTES", 3 * store.spec.bytes_per_frame)
     receipt = session.render("c", tuple(range(8)), 0)
     assert receipt["frames"] == list(range(8))
     assert len(receipt["digests"]["rgb"]) == 8
