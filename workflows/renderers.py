@@ -168,10 +168,10 @@ def open_renderer(
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what this process frees: a renderer asks for the same large arrays again and again.
+    """Have glibc keep what this process frees: a renderer, and a writer, asks for the same large arrays again and again.
 
     By default each of them is new memory from the system, and Dask makes its workers hand back even more: page faults took half
-    the time of a render on two cores. Returns whether it was possible.
+    the time of a render on two cores, and beside a GPU they hold up the thread that feeds it. Returns whether it was possible.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -304,9 +304,9 @@ def open_fetcher(
     from landmark_batch.model.settings import resolve_settings
     from landmark_batch.scene.store import BlockStore
 
+    keep_freed_memory()
     if device == "cpu":
         torch.set_num_threads(threads)
-        keep_freed_memory()
     assert job.scene.checkpoint is not None
     store = BlockStore.open(job.scene.checkpoint)
     settings = resolve_settings(job, store.config, device=device, kernels=kernels)
@@ -331,9 +331,9 @@ def _load(
     from landmark_batch.model.settings import resolve_settings
     from landmark_batch.scene.checkpoint import load_scene
 
+    keep_freed_memory()
     if device == "cpu":
         torch.set_num_threads(threads)
-        keep_freed_memory()
     scene = job.scene
     if scene.checkpoint is None:
         raise ConfigError("scene.checkpoint is not set", remedy="name the .th file, or the directory of -sub{b}.th files")
