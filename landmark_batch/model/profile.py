@@ -22,6 +22,7 @@ import torch
 
 NOTHING: AbstractContextManager[None] = nullcontext()
 SETTLE = 256  # device ranges waiting for their events, before those that are over are looked up
+AT_ONCE = 16  # of them that are looked up before another thread gets its turn
 _current: Recorder | None = None
 
 
@@ -86,7 +87,12 @@ def stepwise() -> bool:
 
 
 class Recorder(ABC):
-    """Entered, it gets the ranges of all threads of this process until it is left; the one before it then goes on."""
+    """Entered, it gets the ranges of all threads of this process until it is left; the one before it then goes on.
+
+    settle_after: device ranges that wait for their events before the thread that adds one looks them up.
+    """
+
+    settle_after = SETTLE
 
     def __init__(self) -> None:
         self._offset = time.time() - time.perf_counter()
@@ -129,13 +135,21 @@ class Recorder(ABC):
     def settle(self, *, wait: bool = True) -> None:
         """Receive ranges of devices that are over; wait: for all."""
         with self._lock:
-            for device, waiting in self._waiting.items():
+            devices = list(self._waiting.items())
+            for device, waiting in devices:
                 if wait and waiting:
                     torch.cuda.synchronize(device)
-                self._settle(device, waiting)
+        for device, waiting in devices:
+            more = True
+            while more:
+                with self._lock:
+                    more = self._settle(device, waiting, AT_ONCE)
 
-    def _settle(self, device: torch.device, waiting: deque[_DeviceRange]) -> None:
-        while waiting and waiting[0].end.query():  # type: ignore[no-untyped-call]
+    def _settle(self, device: torch.device, waiting: deque[_DeviceRange], most: int) -> bool:
+        """Receive up to so many that are over; whether there may be more of them."""
+        for _ in range(most):
+            if not waiting or not waiting[0].end.query():  # type: ignore[no-untyped-call]
+                return False
             found = waiting.popleft()
             event, at = self._anchors[device]
             begin = at + event.elapsed_time(found.begin) * 1e-3
@@ -143,6 +157,7 @@ class Recorder(ABC):
             self.receive(Range(found.name, begin, seconds, found.thread, self._place(device, found.stream)))
             if not waiting or begin - at > 1:  # elapsed_time is a float32: short distances are exact
                 self._anchors[device] = (found.end, begin + seconds)
+        return True
 
     def _place(self, device: torch.device, stream: int) -> str:
         """A device's streams by the order in which they came, the default one by the device's name alone."""
@@ -168,8 +183,8 @@ class Recorder(ABC):
                 return
             waiting = self._waiting[device]
             waiting.append(device_range)
-            if len(waiting) >= SETTLE:
-                self._settle(device, waiting)
+            if len(waiting) >= self.settle_after:
+                self._settle(device, waiting, len(waiting))
 
 
 class StageTimes(Recorder):

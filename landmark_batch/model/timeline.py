@@ -10,7 +10,9 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +24,7 @@ from landmark_batch.model.profile import Range, Recorder
 
 LIMIT = 500_000  # events of a file: what a viewer still opens
 FLUSH_SECONDS = 2.0
+PAUSE = 0.05  # seconds between two times that what was noted is written
 PROFILER = "profiler"  # range of a thread that stands still while kernels begin to be recorded, or their records are written
 STEPWISE = 16  # frames at the beginning whose every step is recorded, and then of how many one is
 KERNEL_SECONDS = 5.0  # of a job, for which every kernel of the GPU is recorded
@@ -31,7 +34,8 @@ _log = logging.getLogger(__name__)
 
 
 class Timeline(Recorder):
-    """Writes every range of this process, as it comes, until it is closed; at most LIMIT of them.
+    """Writes every range of this process until it is closed; at most LIMIT of them. A thread of its own does it: those that work only
+    note what they did.
 
     path: of the trace, replaced if it is there. name: of the process in the viewer, for example the worker's. kernel_seconds: for so
     long, from the first range on a GPU, its kernels and copies are recorded too.
@@ -52,6 +56,12 @@ class Timeline(Recorder):
         except OSError as error:
             raise ConfigError(f"{path}: cannot write the trace: {error.strerror}", remedy="check the folder of the job's log") from None
         self._write({"name": "process_name", "ph": "M", "args": {"name": name}}, first=True)
+        self._found: deque[Range] = deque()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_writing, name="timeline", daemon=True)
+        self._thread.start()
+
+    settle_after = LIMIT  # the thread looks them up
 
     def stepwise(self) -> bool:
         """Of the first frames, and of one of sixteen: the others are rendered as without a trace, and are one range on the device."""
@@ -59,6 +69,18 @@ class Timeline(Recorder):
         return self._frames <= STEPWISE or self._frames % STEPWISE == 0
 
     def receive(self, found: Range) -> None:
+        self._found.append(found)
+
+    def _keep_writing(self) -> None:
+        while not self._over.wait(PAUSE):
+            self.settle(wait=False)
+            self._write_found()
+
+    def _write_found(self) -> None:
+        while self._found:
+            self._write_range(self._found.popleft())
+
+    def _write_range(self, found: Range) -> None:
         if self._events >= LIMIT:
             self.dropped += 1
             return
@@ -84,19 +106,22 @@ class Timeline(Recorder):
 
     def close(self) -> None:
         super().close()
+        self._over.set()
+        self._thread.join()
         with self._lock:
             for found in self._kernels.stop():
                 self.receive(found)
-            if self._file is None:
-                return
-            if self.dropped:
-                _log.warning("%s: the trace ends after %d ranges, %d more were not written", self.path, LIMIT, self.dropped)
-            try:
-                self._file.write("\n]\n")
-                self._file.close()
-            except OSError as error:
-                _log.warning("%s: the trace is cut short: %s", self.path, error)
-            self._file = None
+        self._write_found()
+        if self._file is None:
+            return
+        if self.dropped:
+            _log.warning("%s: the trace ends after %d ranges, %d more were not written", self.path, LIMIT, self.dropped)
+        try:
+            self._file.write("\n]\n")
+            self._file.close()
+        except OSError as error:
+            _log.warning("%s: the trace is cut short: %s", self.path, error)
+        self._file = None
 
     def _write(self, event: dict[str, Any], *, first: bool = False) -> None:
         if self._file is None:

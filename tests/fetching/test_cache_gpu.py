@@ -16,7 +16,7 @@ from tests.fetching.cached import NAMES, assert_holds, expected, make_store
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")]
 
 BLOCKS = 6
-LONG = 400_000_000  # clock cycles that a kernel idles: some tenths of a second
+LONG = 1_600_000_000  # clock cycles that a kernel idles: about a second, so that a busy host is not later than it
 SHORT = 10_000_000
 
 

@@ -103,7 +103,11 @@ def test_a_killed_process_leaves_a_trace_that_can_be_read(tmp_path: Path, monkey
     with Timeline(tmp_path / "t.json", "w"):
         with span("a"):
             pass
-        cut = (tmp_path / "t.json").read_text()
+        until = time.monotonic() + 60
+        while (cut := (tmp_path / "t.json").read_text()).count(
+            "\n{"
+        ) < 4 and time.monotonic() < until:  # process, thread and its place, range
+            time.sleep(0.01)
         assert [event["name"] for event in json.loads(cut + "]")][-1] == "a"
 
 
@@ -168,7 +172,7 @@ def test_ranges_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(profile, "_event", lambda device: Clock())
     monkeypatch.setattr(profile, "_stream", lambda device: next(streams))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: setattr(Clock, "reached", Clock.now))
-    monkeypatch.setattr(profile, "SETTLE", 4)
+    monkeypatch.setattr(profile.Recorder, "settle_after", 4)
     before = time.time()
     with Timeline(tmp_path / "t.json", "w", kernel_seconds=0):
         for i in range(10):
