@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,19 @@ def _length(pixels: Pixels | None) -> int:
     return -1 if pixels is None else len(next(iter(pixels.values())))
 
 
+class Taker(Protocol):
+    """Who gets a chunk's pixels: a `PendingCommit`."""
+
+    def take(self, pixels: Pixels) -> None:
+        """The arrays that frames will stand in."""
+
+    def add(self, position: int) -> None:
+        """The next frame stands in them."""
+
+    def abandon(self) -> None:
+        """Read nothing from them any more."""
+
+
 class FilledChunk(AbstractContextManager["FilledChunk"]):
     """Rendered frames of a chunk, the last of them still on their way into its arrays. Left, it gives these back.
 
@@ -123,18 +136,21 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
     the renderer has begun, has given, and that are in their arrays. over: the arrays are another's.
     """
 
-    def __init__(self, arrays: ChunkArrays, frames: int, stages: defaultdict[str, float]) -> None:
+    def __init__(self, arrays: ChunkArrays, frames: int, stages: defaultdict[str, float], taker: Taker | None) -> None:
         before = time.perf_counter()
         self._arrays, self._stages = arrays, stages
         self._whole, self.chunks = arrays.take(frames)
         self.pixels: Pixels = {name: values[:frames] for name, values in self._whole.items()}
         self.most = self.begun = self.rendered = self.copied = 0
         self.over = False
+        self._taker = taker
         self._copies: deque[Future[tuple[str, float]]] = deque()
         self._waited(before)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        wait(self._copies)  # nothing writes into arrays that are another chunk's
+        wait(self._copies)  # nothing writes into arrays that are another chunk's, and nothing reads them
+        if self._taker is not None:
+            self._taker.abandon()
         self.over = True
         self._arrays.give(self._whole)
 
@@ -201,17 +217,25 @@ class FramePipeline:
         }
 
     def fill(
-        self, count: int, frames: Iterable[tuple[int, RenderedFrame]], stages: defaultdict[str, float], counters: Counter[str]
+        self,
+        count: int,
+        frames: Iterable[tuple[int, RenderedFrame]],
+        stages: defaultdict[str, float],
+        counters: Counter[str],
+        taker: Taker | None = None,
     ) -> FilledChunk:
         """Render `count` frames and have them copied. stages: gets seconds of render, quantise, copy and wait. counters: the frames'.
+        taker: gets the arrays, and, with overlap, word of each frame that is there; it has let go of them when they are given back.
 
         Raises what rendering raises, and PixelError for a frame before, once all copies have ended.
         """
         with on_track(RENDER):
-            filled = FilledChunk(self._arrays, count, stages)
+            filled = FilledChunk(self._arrays, count, stages, taker)
             self._filled = (*(chunk for chunk in self._filled if not chunk.over), filled)
             try:
-                self._fill(filled, frames, stages, counters)
+                if taker is not None:
+                    taker.take(filled.pixels)
+                self._fill(filled, frames, stages, counters, taker if self._thread is not None else None)
             except BaseException:
                 filled.__exit__(None, None, None)
                 raise
@@ -220,7 +244,12 @@ class FramePipeline:
         return filled
 
     def _fill(
-        self, filled: FilledChunk, frames: Iterable[tuple[int, RenderedFrame]], stages: defaultdict[str, float], counters: Counter[str]
+        self,
+        filled: FilledChunk,
+        frames: Iterable[tuple[int, RenderedFrame]],
+        stages: defaultdict[str, float],
+        counters: Counter[str],
+        taker: Taker | None,
     ) -> None:
         self._since = before = time.perf_counter()
         filled.begun = 1
@@ -233,7 +262,7 @@ class FramePipeline:
             counters.update(rendered.counters)
             stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()})
             stages["quantise"] += time.perf_counter() - between
-            filled.add(self._submit(filled, stage, finish))
+            filled.add(self._submit(filled, stage, finish, taker))
             filled.begun = min(i + 2, len(next(iter(filled.pixels.values()))))
             self._since = before = time.perf_counter()
 
@@ -251,13 +280,15 @@ class FramePipeline:
         pending = begin(self._outputs, frame=frame, into=into)
         return pending.stage, pending.finish
 
-    def _submit(self, filled: FilledChunk, stage: str, finish: Callable[[], object]) -> Future[tuple[str, float]]:
+    def _submit(self, filled: FilledChunk, stage: str, finish: Callable[[], object], taker: Taker | None) -> Future[tuple[str, float]]:
         def timed() -> tuple[str, float]:
             before = time.perf_counter()
             with on_track(COPIES):
                 finish()
                 now = time.perf_counter()
                 mark("copy", before, now)
+            if taker is not None:
+                taker.add(filled.copied)
             filled.copied += 1
             return stage, now - before
 

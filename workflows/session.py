@@ -12,20 +12,20 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import CameraError, ConfigError, LandmarkError
 from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
-from landmark_batch.frames.writer import FrameWriter
+from landmark_batch.frames.writer import FrameWriter, PendingCommit
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.ahead import Cameras, FramesAhead, Turns
 from landmark_batch.workflows.in_hand import frames_at_once, most_at_once
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
-from landmark_batch.workflows.pipeline import FilledChunk, FramePipeline
+from landmark_batch.workflows.pipeline import FramePipeline
 from landmark_batch.workflows.ranges import COMMIT, mark, on_track, span
 from landmark_batch.workflows.renderers import CLOSED, FrameRenderer, RenderedFrame, device_of, open_renderer, route_of
 
@@ -193,28 +193,27 @@ class RenderSession:
         todo = self._missing(frames, prints)
         parts = list(self._parts(todo))
         stages["check"] = time.perf_counter() - started
-        with self._turn(chunk, parts[0] if parts else []):
-            if is_set(self._folder, STOP_FILE, PAUSE_FILE):
-                self._frames.drop()
-                return {"stopped": True}
-            if begun is not None:
-                begun()
-            began, started = time.time(), time.perf_counter()
-            filled = self._fill(parts[0], stages, counters) if parts else None
-            ended, turns = time.time(), time.perf_counter() - started
-        told, queue = 0.0, {"frames": 0, "chunks": 0}
-        for i, part in enumerate(parts):
-            if i > 0:
+        began = ended = turns = told = 0.0
+        queue = {"frames": 0, "chunks": 0}
+        for i, part in enumerate(parts or [[]]):
+            with ExitStack() as stack:
+                commit = stack.enter_context(self._commit(part, attempt, prints)) if part else None
                 with self._turn(chunk, part):
-                    before = time.perf_counter()
-                    filled = self._fill(part, stages, counters)
+                    if i == 0 and is_set(self._folder, STOP_FILE, PAUSE_FILE):
+                        self._frames.drop()
+                        return {"stopped": True}
+                    if i == 0 and begun is not None:
+                        begun()
+                    began, before = began or time.time(), time.perf_counter()
+                    filled = self._pipeline.fill(len(part), self._rendered(part), stages, counters, commit) if commit is not None else None
                     ended, turns = time.time(), turns + time.perf_counter() - before
-            assert filled is not None
-            with filled:
-                pixels = filled.finish()
+                if commit is None or filled is None:  # all frames stand
+                    continue
+                stack.enter_context(filled)
+                filled.finish()
                 seconds, told = stages["render"] - told, stages["render"]
-                with on_track(COMMIT), span("commit"), self._writer(attempt) as writer:
-                    receipt = writer.commit(part, pixels, [prints[frame] for frame in part], seconds=seconds)
+                with on_track(COMMIT), span("commit"):
+                    receipt = commit.finish(seconds=seconds)
             queue = {"frames": max(queue["frames"], filled.most), "chunks": max(queue["chunks"], filled.chunks)}
             stages["encode"] += receipt.encode_seconds
             stages["write"] += receipt.write_seconds - receipt.encode_seconds
@@ -282,9 +281,6 @@ class RenderSession:
         if part:
             yield part
 
-    def _fill(self, frames: Sequence[int], stages: defaultdict[str, float], counters: Counter[str]) -> FilledChunk:
-        return self._pipeline.fill(len(frames), self._rendered(frames), stages, counters)
-
     def _cameras(self, frames: Sequence[int]) -> Cameras:
         spec = self._store.spec
         return (
@@ -307,8 +303,8 @@ class RenderSession:
             raise GroupLostError(f"group {self._group} cannot render frames {format_frame_ranges(frames)}") from error
 
     @contextmanager
-    def _writer(self, attempt: int) -> Iterator[FrameWriter]:
-        """One that nobody else has: a writer's commits come one after another."""
+    def _commit(self, frames: Sequence[int], attempt: int, prints: dict[int, str]) -> Iterator[PendingCommit]:
+        """By a writer that nobody else has: a writer's commits come one after another."""
         with self._hiring:
             resting = self._resting.setdefault(attempt, [])
             if not resting:
@@ -318,7 +314,8 @@ class RenderSession:
                 resting.append(writer)
             chosen = resting.pop()
         try:
-            yield chosen
+            with chosen.begin(frames, [prints[frame] for frame in frames]) as commit:
+                yield commit
         finally:
             with self._hiring:
                 resting.append(chosen)

@@ -6,8 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,8 @@ from .fence import Fence, read_fence
 from .layout import StoreLayout
 from .ledger import LedgerIndex, LedgerLog
 from .process import this_process, writer_tag
-from .records import FrameRecord, frames_line, pixel_digest
+from .records import FrameRecord, frames_line
+from .staged_frames import StagedFrames, Tell
 from .staging import AnyStage, Stage, make_stage, staged_store
 
 _log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ def ledger_log(directory: StorePath, worker: str) -> LedgerLog:
 class CommitReceipt:
     """What a commit wrote.
 
-    digests: {output: one a frame, in the order of `frames`}. bytes: of the chunk files. write_seconds: encode, write, sync, record.
-    encode_seconds: of these, what encoding and digests took, by their share of the time of the threads.
+    digests: {output: one a frame, in the order of `frames`}. bytes: of the chunk files. write_seconds: of encoding, writing and syncing
+    (those of a thread over the number of threads), renaming, recording. encode_seconds: of these, encoding and digests.
     """
 
     frames: tuple[int, ...]
@@ -59,12 +60,57 @@ class CommitReceipt:
     encode_seconds: float
 
 
+class PendingCommit:
+    """Made by `FrameWriter.begin`. finished: its frames stand."""
+
+    def __init__(self, writer: FrameWriter, frames: list[int], fingerprints: Sequence[str], generation: int) -> None:
+        self.finished = False
+        self._writer, self._frames, self._fingerprints, self._generation = writer, frames, fingerprints, generation
+        self._pixels: Mapping[str, NDArray[Any]] = {}
+        self._staged: StagedFrames | None = None
+
+    def take(self, pixels: Mapping[str, NDArray[Any]]) -> None:
+        """The arrays that the frames stand in, or will; as for `FrameWriter.commit`. They are read until `finish` or `abandon` returns."""
+        self._pixels, self._staged = pixels, self._writer._stage_of(self._frames, pixels)
+
+    def add(self, position: int) -> None:
+        """The next frame stands in all arrays: its files are written from now on, beside the caller. From any thread, one at a time."""
+        assert self._staged is not None, "pixels that were not taken"
+        self._staged.add(position)
+
+    @property
+    def waiting(self) -> int:
+        """Files of frames that are there, not written yet."""
+        return 0 if self._staged is None else self._staged.waiting
+
+    def finish(self, *, seconds: float) -> CommitReceipt:
+        """Write what is left, and record all frames. seconds, and errors: as for `FrameWriter.commit`."""
+        assert self._staged is not None, "pixels that were not taken"
+        writer, frames = self._writer, self._frames
+        with writer._as_store_errors():
+            after = writer._replaced(frames)
+            digests, encoding, files = self._staged.finish()
+        began = time.perf_counter()
+        sizes = writer._rename(frames, self._pixels)
+        writer._fence()
+        writer._record.append(writer._line(frames, self._fingerprints, digests, sizes, self._generation, seconds), after=after)
+        self.finished = True
+        durable.step("recorded")
+        total = sum({writer._chunk(name, frame): size for name in sizes for frame, size in zip(frames, sizes[name], strict=True)}.values())
+        encoding, files = encoding / encoding_threads(), files / encoding_threads()
+        return CommitReceipt(tuple(frames), digests, total, encoding + files + time.perf_counter() - began, encoding)
+
+    def abandon(self) -> None:
+        """Read nothing any more."""
+        if self._staged is not None:
+            self._staged.abandon()
+
+
 class FrameWriter:
     """Writes frames of one store as one worker. Thread-safe: its commits run one after another; take one writer a thread to overlap.
 
     Made by `FrameStore.writer`. generation: of the job it works for; a commit is refused once that job has ended.
-    waiting: files of the commit in hand that are not written yet. tell: gets each file's 'encode' and 'write' with begin and end
-    (time.perf_counter()), in the thread that did them.
+    tell: gets each file's 'encode' and 'write' with begin and end (time.perf_counter()), in the thread that did them.
     """
 
     def __init__(
@@ -77,11 +123,11 @@ class FrameWriter:
         self._epoch = epoch
         self._group = group
         self._generation = read_fence(layout).generation if generation is None else generation
-        self.waiting = 0
-        self.tell: Callable[[str, float, float], None] | None = None
+        self.tell: Tell | None = None
         self._record = ledger_log(layout.ledger, worker)
         self._lock = threading.Lock()
         self._stage: AnyStage | None = None
+        self._commit: PendingCommit | None = None  # in hand
         self._arrays: dict[str, Array] = {}
         self._encoders: dict[str, FrameEncoder | None] = {}
 
@@ -97,32 +143,49 @@ class FrameWriter:
             self._stage.discard()
         self._stage, self._arrays, self._encoders = None, {}, {}
 
+    @property
+    def waiting(self) -> int:
+        """Files of the commit in hand that are not written yet."""
+        commit = self._commit
+        return 0 if commit is None else commit.waiting
+
     def commit(
         self, frames: Sequence[int], pixels: Mapping[str, NDArray[Any]], fingerprints: Sequence[str], *, seconds: float
     ) -> CommitReceipt:
-        """Write frames and record them.
+        """Write frames and record them: `begin` and `finish` in one.
 
         pixels: {output: [n, H, W] or [n, H, W, C]} in the store's dtypes, for every output. fingerprints: one a frame.
         seconds: render time of the chunk. With frames_per_shard > 1 a commit must hold whole shards.
         Raises StoreError for pixels that do not fit, DiskFullError, or StaleWriterError when another job or epoch has taken over:
         in each case nothing is recorded and no temporary file stays.
         """
-        started = time.perf_counter()
+        with self.begin(frames, fingerprints) as commit:
+            commit.take(pixels)
+            return commit.finish(seconds=seconds)
+
+    @contextmanager
+    def begin(self, frames: Sequence[int], fingerprints: Sequence[str]) -> Iterator[PendingCommit]:
+        """A commit whose pixels come one frame after another. Left unfinished, nothing of it stays. Arguments and errors as for `commit`;
+        the writer's next one begins when this one is over.
+        """
         chosen = [int(frame) for frame in frames]
-        self._check(chosen, pixels, fingerprints)
+        self._check(chosen, fingerprints)
         with self._lock:
-            generation = self._fence().generation
+            commit = None
             try:
-                after = self._replaced(chosen)
-                sizes, digests, encoding = self._write(chosen, pixels)
-                self._fence()
-                self._record.append(self._line(chosen, fingerprints, digests, sizes, generation, seconds), after=after)
-            except BaseException:
-                self.close()
-                raise
-        durable.step("recorded")
-        total = sum({self._chunk(name, frame): size for name in sizes for frame, size in zip(chosen, sizes[name], strict=True)}.values())
-        return CommitReceipt(tuple(chosen), digests, total, time.perf_counter() - started, encoding)
+                commit = self._commit = PendingCommit(self, chosen, fingerprints, self._fence().generation)
+                yield commit
+            finally:
+                self._commit = None
+                if commit is not None:
+                    commit.abandon()
+                if commit is None or not commit.finished:
+                    self.close()
+
+    def _stage_of(self, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> StagedFrames:
+        self._check_pixels(frames, pixels)
+        with self._as_store_errors():
+            return StagedFrames(self._opened(), frames, pixels, self._encoders, self._chunk, self.tell)
 
     def _fence(self) -> Fence:
         fence = read_fence(self._layout)
@@ -142,20 +205,12 @@ class FrameWriter:
             old = [frame for frame in frames if any(self._chunk(name, frame) in there for name in names)]
         return LedgerIndex(self._layout.ledger).refresh().last_sequence(old) if old else -1
 
-    def _check(self, frames: list[int], pixels: Mapping[str, NDArray[Any]], fingerprints: Sequence[str]) -> None:
+    def _check(self, frames: list[int], fingerprints: Sequence[str]) -> None:
         spec, place = self._definition.spec, self._layout.root
         if not frames or any(b <= a for a, b in pairwise(frames)) or frames[0] < 0 or frames[-1] >= spec.frames:
             raise StoreError(f"{place}: cannot commit frames {frames}: ascending indices below {spec.frames}, each once")
-        if len(fingerprints) != len(frames) or set(pixels) != set(spec.names):
-            raise StoreError(
-                f"{place}: a commit of {len(frames)} frames came with {len(fingerprints)} fingerprints and outputs {sorted(pixels)}"
-            )
-        for output in spec.outputs:
-            array, shape = pixels[output.name], (len(frames), *spec.frame_shape(output.name))
-            if array.shape != shape or array.dtype != np.dtype(output.dtype):
-                raise StoreError(
-                    f"{place}: {output.name} of frames {frames} is {array.dtype} {array.shape}, the store holds {output.dtype} {shape}"
-                )
+        if len(fingerprints) != len(frames):
+            raise StoreError(f"{place}: a commit of {len(frames)} frames came with {len(fingerprints)} fingerprints")
         if spec.frames_per_shard > 1:
             partial = sorted({frame for one in frames for frame in spec.shard_of(one)} - set(frames))
             if partial:
@@ -164,24 +219,38 @@ class FrameWriter:
                     remedy=f"commit whole shards: chunks of work are multiples of {spec.commit_unit} frames",
                 )
 
-    def _write(
-        self, frames: list[int], pixels: Mapping[str, NDArray[Any]]
-    ) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...]], float]:
-        """Encode and write all chunk files, then rename them. Returns {output: file size a frame}, {output: digest a frame}, seconds of
-        encoding.
-        """
-        stage = self._opened()
+    def _check_pixels(self, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> None:
+        spec, place = self._definition.spec, self._layout.root
+        if set(pixels) != set(spec.names):
+            raise StoreError(f"{place}: frames {frames} came with outputs {sorted(pixels)}, the store holds {sorted(spec.names)}")
+        for output in spec.outputs:
+            array, shape = pixels[output.name], (len(frames), *spec.frame_shape(output.name))
+            if array.shape != shape or array.dtype != np.dtype(output.dtype):
+                raise StoreError(
+                    f"{place}: {output.name} of frames {frames} is {array.dtype} {array.shape}, the store holds {output.dtype} {shape}"
+                )
+
+    @contextmanager
+    def _as_store_errors(self) -> Iterator[None]:
         try:
-            digests, encoding = self._stage_files(stage, frames, pixels)
-            durable.step("staged")
-            self._fence()
-            published = self._publish(stage, frames)
+            yield
         except FileNotFoundError as error:
             raise StaleWriterError(f"{error.filename}: removed under writer {self._worker}: its job has ended") from error
         except OSError as error:
             raise durable.store_error(error, self._layout.root) from error
+
+    def _rename(self, frames: Sequence[int], pixels: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
+        """Rename the staged files of frames. Returns {output: file size a frame}."""
+        with self._as_store_errors():
+            for name, array in self._arrays.items():
+                if self._encoders[name] is None:  # several frames a file: Zarr joins them
+                    for first, last in _runs(frames):
+                        array[frames[first] : frames[last] + 1] = pixels[name][first : last + 1]
+            durable.step("staged")
+            self._fence()
+            published = self._publish(self._opened(), frames)
         durable.step("published")
-        return {name: [published[self._chunk(name, frame)] for frame in frames] for name in self._arrays}, digests, encoding
+        return {name: [published[self._chunk(name, frame)] for frame in frames] for name in self._arrays}
 
     def _opened(self) -> AnyStage:
         if self._stage is None:
@@ -202,48 +271,6 @@ class FrameWriter:
                 stage.look(self._chunk(name, frame) for frame in frames for name in self._arrays)
                 self._fence()
         raise StoreBusyError(f"{self._layout.root}: others write frames {list(frames)} again and again")
-
-    def _stage_files(
-        self, stage: AnyStage, frames: list[int], pixels: Mapping[str, NDArray[Any]]
-    ) -> tuple[dict[str, tuple[str, ...]], float]:
-        """Encode, write and fsync, several frames at a time: one a thread is in memory twice. Returns {output: digest a frame}, and the
-        seconds that went into encoding and digests.
-        """
-
-        def one(name: str, position: int) -> tuple[str, float, float]:
-            frame, encoder = pixels[name][position], self._encoders[name]
-            began = time.perf_counter()
-            digest, encoded = pixel_digest(frame), encoder(frame) if encoder is not None else None
-            between = time.perf_counter()
-            if encoded is not None:
-                stage.write(self._chunk(name, frames[position]), *encoded)
-            ended = time.perf_counter()
-            if self.tell is not None:
-                self.tell("encode", began, between)
-                self.tell("write", between, ended)
-            return digest, between - began, ended - between
-
-        jobs = [(name, position) for position in range(len(frames)) for name in self._arrays]
-        started = time.perf_counter()
-        with ThreadPoolExecutor(min(encoding_threads(), len(jobs)), thread_name_prefix="frame-writer") as pool:
-            futures = [pool.submit(one, *job) for job in jobs]
-            found = {}
-            try:
-                for self.waiting, (job, future) in zip(range(len(jobs), 0, -1), zip(jobs, futures, strict=True), strict=True):
-                    found[job] = future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-            finally:
-                self.waiting = 0
-        wall = time.perf_counter() - started
-        encoding, files = sum(times[1] for times in found.values()), sum(times[2] for times in found.values())
-        for name, array in self._arrays.items():
-            if self._encoders[name] is None:  # several frames a file: Zarr joins them
-                for first, last in _runs(frames):
-                    array[frames[first] : frames[last] + 1] = pixels[name][first : last + 1]
-        digests = {name: tuple(found[name, position][0] for position in range(len(frames))) for name in self._arrays}
-        return digests, wall * encoding / max(encoding + files, 1e-9)
 
     def _line(
         self,

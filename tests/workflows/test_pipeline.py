@@ -20,7 +20,7 @@ from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.staging import Stage
 from landmark_batch.frames.store import FrameStore
-from landmark_batch.frames.writer import FrameWriter
+from landmark_batch.frames.writer import PendingCommit
 from landmark_batch.workflows.load import WINDOW, LoadMeter
 from landmark_batch.workflows.opened import open_snapshot
 from landmark_batch.workflows.pipeline import CHUNKS, COPYING, ChunkArrays
@@ -131,15 +131,20 @@ def test_a_frame_is_rendered_while_the_one_before_it_is_copied(tmp_path: Path) -
 
 
 def test_without_overlap_one_step_follows_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    renderer, commit = Renderer(), FrameWriter.commit
+    renderer, finish, write = Renderer(), PendingCommit.finish, Stage.write
 
-    def noted(self: FrameWriter, frames: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        renderer.note("commit", frames[0])
-        receipt = commit(self, frames, *args, **kwargs)
-        renderer.note("committed", frames[0])
+    def noted(self: PendingCommit, *, seconds: float) -> Any:
+        renderer.note("commit", self._frames[0])
+        receipt = finish(self, seconds=seconds)
+        renderer.note("committed", self._frames[0])
         return receipt
 
-    monkeypatch.setattr(FrameWriter, "commit", noted)
+    def written(self: Stage, *parts: Any) -> None:
+        assert renderer.events[-1][0] == "commit"
+        write(self, *parts)
+
+    monkeypatch.setattr(PendingCommit, "finish", noted)
+    monkeypatch.setattr(Stage, "write", written)
     with session_of(tmp_path / "off", renderer, overlap=False) as (session, store):
         receipts, threads = render_all(session, [chunk(0, 2), chunk(2, 2), chunk(4, 2)])
         for thread in threads:
@@ -149,9 +154,33 @@ def test_without_overlap_one_step_follows_the_other(tmp_path: Path, monkeypatch:
     steps = [("render", 0), ("copy", 0), ("render", 1), ("copy", 1), ("commit", 0), ("committed", 0)]
     assert renderer.events == [(what, first + number) for first in order for what, number in steps]
     assert {receipt["queue"]["chunks"] for receipt in receipts} == {1}
+    monkeypatch.undo()
     with session_of(tmp_path / "on", Renderer()) as (session, store):
         session.render("c", chunk(0, 6), 0)
         assert {frame: record.digests for frame, record in store.finished().items()} == off
+
+
+def test_a_frame_is_written_while_the_next_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it stands before the chunk's last frame is there."""
+    renderer, write = Renderer(), Stage.write
+
+    def noted(self: Stage, final: Any, *parts: Any) -> None:
+        write(self, final, *parts)
+        renderer.note("written", 0)
+
+    monkeypatch.setattr(Stage, "write", noted)
+    standing: list[int] = []
+
+    def last(frame: int) -> bool:
+        there = frame < 3 or renderer.await_count("written", 3)
+        standing.append(len(store.finished()))
+        return there
+
+    with session_of(tmp_path, renderer) as (session, store):
+        renderer.copying = last
+        session.render("c", chunk(0), 0)
+        assert sorted(store.finished()) == [0, 1, 2, 3]
+    assert standing == [0] * 4 and renderer.count("written") == 4
 
 
 def test_rendering_waits_for_copies(tmp_path: Path) -> None:
@@ -172,12 +201,12 @@ def test_rendering_waits_for_copies(tmp_path: Path) -> None:
 
 def test_rendering_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels of two chunks are in memory at most, whatever threads there are; all frames come, with their own pixels."""
-    gate, renderer, commit = threading.Event(), Renderer(), FrameWriter.commit
+    gate, renderer, finish = threading.Event(), Renderer(), PendingCommit.finish
 
-    def slow(self: FrameWriter, frames: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        renderer.note("commit", frames[0])
+    def slow(self: PendingCommit, *, seconds: float) -> Any:
+        renderer.note("commit", self._frames[0])
         assert gate.wait(PATIENCE)
-        return commit(self, frames, *args, **kwargs)
+        return finish(self, seconds=seconds)
 
     made: list[int] = []
     array = ChunkArrays._array
@@ -186,7 +215,7 @@ def test_rendering_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.Mon
         made.append(frames)
         return array(self, output, frames)
 
-    monkeypatch.setattr(FrameWriter, "commit", slow)
+    monkeypatch.setattr(PendingCommit, "finish", slow)
     monkeypatch.setattr(ChunkArrays, "_array", counted)
     with session_of(tmp_path, renderer) as (session, store):
         receipts, threads = render_all(session, [chunk(first) for first in range(0, FRAMES, 4)])

@@ -1,0 +1,109 @@
+"""StagedFrames: files of the frames of one commit, each encoded and written as soon as its pixels are there. Nobody reads them yet."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from landmark_batch.object_path import StorePath
+
+from .encode import FrameEncoder, encoding_threads
+from .records import pixel_digest
+from .staging import AnyStage
+
+Tell: TypeAlias = Callable[[str, float, float], None]  # what, begin and end by time.perf_counter()
+
+_pools: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
+_pools_lock = threading.Lock()
+
+
+def writing_threads() -> ThreadPoolExecutor:
+    """The threads that encode and write for all commits of this process: those of an earlier commit come first."""
+    with _pools_lock:
+        pool = _pools.get(os.getpid())
+        if pool is None:
+            pool = _pools[os.getpid()] = ThreadPoolExecutor(encoding_threads(), thread_name_prefix="frame-writer")
+        return pool
+
+
+class StagedFrames:
+    """Frames on their way into a stage. encoders: of each output; None: another joins its files, here are only digests made.
+
+    chunk: the file of a frame of an output. tell: as FrameWriter's.
+    """
+
+    def __init__(
+        self,
+        stage: AnyStage,
+        frames: Sequence[int],
+        pixels: Mapping[str, NDArray[Any]],
+        encoders: Mapping[str, FrameEncoder | None],
+        chunk: Callable[[str, int], StorePath],
+        tell: Tell | None,
+    ) -> None:
+        self._stage, self._frames, self._pixels, self._encoders = stage, frames, pixels, encoders
+        self._chunk, self._tell = chunk, tell
+        self._jobs: dict[tuple[str, int], Future[tuple[str, float, float]]] = {}
+        self._given = 0
+        self._broken = False  # one has failed: the others are of no use
+
+    def add(self, position: int) -> None:
+        """The pixels of the next frame stand in their arrays. In the order of the frames, by one thread at a time."""
+        assert position == self._given, f"frame {position} of a commit came in the place of frame {self._given}"
+        self._given += 1
+        for name in self._encoders:
+            self._jobs[name, position] = writing_threads().submit(self._one, name, position)
+
+    @property
+    def waiting(self) -> int:
+        """Files of frames that are there, not written yet."""
+        return sum(not job.done() for job in list(self._jobs.values()))
+
+    def finish(self) -> tuple[dict[str, tuple[str, ...]], float, float]:
+        """All that are left, and {output: digest a frame}, seconds of encoding and of files, over all threads. Raises what one raised."""
+        for position in range(self._given, len(self._frames)):
+            self.add(position)
+        try:
+            found = {job: future.result() for job, future in self._jobs.items()}
+        except BaseException:
+            self.abandon()
+            raise
+        digests = {name: tuple(found[name, position][0] for position in range(len(self._frames))) for name in self._encoders}
+        return digests, sum(times[1] for times in found.values()), sum(times[2] for times in found.values())
+
+    def abandon(self) -> None:
+        """Do no more, and wait until nothing is read from the pixels."""
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel()
+        for job in jobs:
+            if not job.cancelled():
+                job.exception()
+
+    def _one(self, name: str, position: int) -> tuple[str, float, float]:
+        if self._broken:
+            return "", 0.0, 0.0
+        try:
+            return self._write(name, position)
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _write(self, name: str, position: int) -> tuple[str, float, float]:
+        frame, encoder = self._pixels[name][position], self._encoders[name]
+        began = time.perf_counter()
+        digest, encoded = pixel_digest(frame), encoder(frame) if encoder is not None else None
+        between = time.perf_counter()
+        if encoded is not None:
+            self._stage.write(self._chunk(name, self._frames[position]), *encoded)
+        ended = time.perf_counter()
+        if self._tell is not None:
+            self._tell("encode", began, between)
+            self._tell("write", between, ended)
+        return digest, between - began, ended - between
