@@ -13,7 +13,7 @@ from pathlib import Path
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import LandmarkError
 from landmark_batch.events import ChunkDone, Event
-from landmark_batch.frames.export_images import ImageExporter, ImageReport
+from landmark_batch.frames.export_images import ImageExporter, ImageReport, joined
 from landmark_batch.frames.export_video import Stopped, VideoExporter, VideoReport
 from landmark_batch.frames.latest import LatestPicture, latest_file
 from landmark_batch.frames.source import FrameSource
@@ -111,7 +111,7 @@ class ExportSession:
         self._stop = threading.Event()
         self._images = list(images)
         self._image_done: list[set[int]] = [set() for _ in self._images]
-        self._reports: list[ImageReport | None] = [None] * len(self._images)
+        self._reports: list[list[ImageReport]] = [[] for _ in self._images]
         self._video = video
         self._segments = video.segments(self._wanted) if video is not None else []
         self._lanes = [_Lane("export images", self._export_images)] if self._images else []
@@ -196,7 +196,7 @@ class ExportSession:
             lane.end()
 
     def _result(self) -> ExportResult:
-        images = tuple(report for report in self._reports if report is not None)
+        images = tuple(joined(reports) for reports in self._reports if reports)
         if self._video is None:
             return ExportResult(images, None)
         absent = [frame for frame in self._wanted if frame not in self._ready]
@@ -218,13 +218,11 @@ class ExportSession:
             settings, done = exporter.settings, self._image_done[number]
             if settings.is_mapped and (settings.near is None or settings.far is None):
                 if last and not self._stop.is_set() and self._ready:
-                    self._reports[number] = exporter.export(self._ready)
+                    self._reports[number] = [exporter.export(self._ready)]
                 continue
             for batch in self._batches(done, _BATCH * exporter.workers):
-                report = exporter.export(batch)
+                self._reports[number].append(exporter.export(batch))
                 done.update(batch)
-                earlier = self._reports[number]
-                self._reports[number] = report if earlier is None else earlier.plus(report)
 
     def _export_video(self, last: bool) -> None:
         video = self._video

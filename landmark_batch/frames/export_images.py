@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -45,16 +45,19 @@ class ImageReport:
         """JSON-ready."""
         return {**asdict(self), "folder": str(self.folder), "first": None if self.first is None else str(self.first)}
 
-    def plus(self, other: ImageReport) -> ImageReport:
-        """Both together, for exports that come in parts."""
-        return replace(
-            other,
-            written=tuple(sorted({*self.written, *other.written})),
-            unchanged=tuple(sorted({*self.unchanged, *other.unchanged})),
-            bytes=self.bytes + other.bytes,
-            seconds=self.seconds + other.seconds,
-            first=self.first or other.first,
-        )
+
+def joined(reports: Sequence[ImageReport]) -> ImageReport:
+    """One report of an export that came in parts, at least one. What is still missing, near, far and notes are the last part's."""
+    written = {frame for report in reports for frame in report.written}
+    unchanged = {frame for report in reports for frame in report.unchanged}
+    return replace(
+        reports[-1],
+        written=tuple(sorted(written)),
+        unchanged=tuple(sorted(unchanged - written)),
+        bytes=sum(report.bytes for report in reports),
+        seconds=sum(report.seconds for report in reports),
+        first=next((report.first for report in reports if report.first is not None), None),
+    )
 
 
 class ImageExporter:
@@ -70,6 +73,7 @@ class ImageExporter:
         self.settings = settings or ImageSettings()
         self.notes = tuple(self.settings.check_source(source))
         self.workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))
+        self._cleared: set[Path] = set()
         self._paths = image_paths(
             self.folder,
             self.settings.pattern,
@@ -101,7 +105,9 @@ class ImageExporter:
         folders = {self._paths[frame].parent for frame in selection.ready} | {self.folder}
         for folder in sorted(folders):
             make_folder(folder)
-            remove_leftovers(folder)
+            if folder not in self._cleared:  # once: looking through 100,000 files takes longer than writing a few
+                remove_leftovers(folder)
+                self._cleared.add(folder)
         sizes = self._run(digests, near, far, force, progress)
         sync_folders(folders)
         written = tuple(frame for frame in selection.ready if sizes[frame] is not None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -66,6 +67,28 @@ def test_the_pixels_are_those_that_zarr_wrote(tmp_path: Path, compressor: str) -
         assert decode is not None
         read = [decode(tmp_path / name / f"c.{index}.0.0{'.0' if name == 'rgb' else ''}") for index in (0, 1, 2, 3)]
         assert all(one.dtype == array.dtype and np.array_equal(one, frame) for one, frame in zip(read, frames, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("texture", ["noise", "smooth", "black"])
+def test_bits_are_shuffled_where_that_saves(tmp_path: Path, texture: str, dtype: str) -> None:
+    """Frames of more than a megabyte: flat and noisy rows in turns, for which the shuffle saves nothing, and a slope, for which it does."""
+    array = opened(tmp_path, outputs=(OutputSpec("rgb", dtype, 3),), height=480, width=768, compressor="lz4")["rgb"]
+    random, top = np.random.default_rng(4), np.iinfo(dtype).max
+    frame = np.zeros((480, 768, 3), dtype)
+    if texture == "noise":
+        frame[::2] = random.integers(0, top, (240, 768, 3), dtype=dtype, endpoint=True)
+    elif texture == "smooth":
+        frame[:] = (np.linspace(0, top // 2, 768)[:, None] + random.integers(0, 4, (480, 768, 3))).astype(dtype)
+    encode, decode = frame_encoder(array), frame_decoder(array)
+    assert encode is not None and decode is not None
+    path, data = tmp_path / "rgb" / "c.0.0.0.0", b"".join(encode(frame))
+    path.write_bytes(data)
+    assert bool(data[2] & 4) == (texture == "smooth"), "the third byte of Blosc's header: whether bits are shuffled"
+    assert np.array_equal(decode(path), frame) and np.array_equal(array[0], frame), "by ourselves and by Zarr"
+    assert b"".join(encode(frame.copy())) == data
+    with_bits = numcodecs.Blosc("lz4", 1, numcodecs.Blosc.BITSHUFFLE).encode(frame.reshape(-1))
+    assert len(data) <= 1.03 * len(with_bits) + 64
 
 
 @pytest.mark.parametrize("compressor", EVERY_COMPRESSOR)

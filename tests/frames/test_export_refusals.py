@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from landmark_batch.errors import ConfigError, DiskFullError, StoreError
-from landmark_batch.frames import outfile
+from landmark_batch.frames import export_images, outfile
 from landmark_batch.frames.export_images import ImageExporter
 from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.store_source import open_source
@@ -176,3 +176,12 @@ def test_leftovers_of_a_killed_export_go_away(tmp_path: Path) -> None:
     mine.write_bytes(b"in work")
     ImageExporter(MemorySource({"rgb": pictures(1)}), tmp_path).export()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, "city.00000.png"])
+
+
+def test_leftovers_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of many images takes long to look through; beside a render it is exported to every few frames."""
+    looked: list[Path] = []
+    monkeypatch.setattr(export_images, "remove_leftovers", looked.append)
+    exporter = ImageExporter(MemorySource({"rgb": pictures(4)}), tmp_path)
+    assert [exporter.export([frame]).written for frame in range(4)] == [(0,), (1,), (2,), (3,)]
+    assert looked == [tmp_path]
