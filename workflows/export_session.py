@@ -23,7 +23,7 @@ from landmark_batch.workflows.export import image_settings, video_settings
 from landmark_batch.workflows.machine import gpus_present
 
 _log = logging.getLogger(__name__)
-_BATCH = 8  # frames a thread of a lane takes before the lane looks whether it is to stop
+_BATCH = 64  # frames a thread of a lane takes before the lane looks for others: at a batch's end threads wait for the last one
 _BUSY_THREADS = 2  # for images, beside workers that use every core
 
 
@@ -218,10 +218,10 @@ class ExportSession:
             settings, done = exporter.settings, self._image_done[number]
             if settings.is_mapped and (settings.near is None or settings.far is None):
                 if last and not self._stop.is_set() and self._ready:
-                    self._reports[number] = [exporter.export(self._ready)]
+                    self._reports[number] = [exporter.export(self._ready, stop=self._stop.is_set)]
                 continue
             for batch in self._batches(done, _BATCH * exporter.workers):
-                self._reports[number].append(exporter.export(batch))
+                self._reports[number].append(exporter.export(batch, stop=self._stop.is_set))
                 done.update(batch)
 
     def _export_video(self, last: bool) -> None:

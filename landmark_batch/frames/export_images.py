@@ -89,11 +89,18 @@ class ImageExporter:
         return self._paths[frame]
 
     def export(
-        self, frames: Iterable[int] | None = None, *, allow_missing: bool = False, force: bool = False, progress: Progress | None = None
+        self,
+        frames: Iterable[int] | None = None,
+        *,
+        allow_missing: bool = False,
+        force: bool = False,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> ImageReport:
         """Write `frames` (None = the whole flight). progress: called with (done, all).
 
         force: write also those whose file is up to date or shows another output.
+        stop: asked before each frame; once it is true no further one is begun, and the report tells of those that were.
         A colour-mapped depth without near and far takes percentiles over the frames of this very call.
         Raises StoreError naming unfinished frames unless allow_missing, DiskFullError or ConfigError if a file cannot be written or
         shows another output; what was written until then stays.
@@ -108,15 +115,15 @@ class ImageExporter:
             if folder not in self._cleared:  # once: looking through 100,000 files takes longer than writing a few
                 remove_leftovers(folder)
                 self._cleared.add(folder)
-        sizes = self._run(digests, near, far, force, progress)
+        sizes = self._run(digests, near, far, force, progress, stop or (lambda: False))
         sync_folders(folders)
-        written = tuple(frame for frame in selection.ready if sizes[frame] is not None)
+        written = tuple(frame for frame in sorted(sizes) if sizes[frame] is not None)
         report = ImageReport(
             folder=self.folder,
             output=self.settings.output,
             format=self.settings.format,
             written=written,
-            unchanged=tuple(frame for frame in selection.ready if sizes[frame] is None),
+            unchanged=tuple(frame for frame in sorted(sizes) if sizes[frame] is None),
             missing=selection.missing,
             bytes=sum(size or 0 for size in sizes.values()),
             seconds=time.perf_counter() - started,
@@ -134,7 +141,13 @@ class ImageExporter:
         return depth_range(self.source, frames, near=self.settings.near, far=self.settings.far, percentiles=self.settings.percentiles)
 
     def _run(
-        self, digests: dict[int, str], near: float | None, far: float | None, force: bool, progress: Progress | None
+        self,
+        digests: dict[int, str],
+        near: float | None,
+        far: float | None,
+        force: bool,
+        progress: Progress | None,
+        stop: Callable[[], bool],
     ) -> dict[int, int | None]:
         """{frame: bytes written, or None if its file was up to date}. At most two frames a thread are in hand."""
         results: dict[int, int | None] = {}
@@ -143,7 +156,7 @@ class ImageExporter:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
         try:
             while True:
-                while len(hand) < 2 * self.workers and (frame := next(waiting, None)) is not None:
+                while len(hand) < 2 * self.workers and not stop() and (frame := next(waiting, None)) is not None:
                     hand[pool.submit(self._one, frame, digests[frame], near, far, force)] = frame
                 if not hand:
                     return results

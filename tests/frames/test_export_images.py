@@ -52,6 +52,16 @@ def test_photographs_leave_a_real_store_bit_for_bit(tmp_path: Path, reference_di
         assert label[DIGEST] == store.finished()[frame].digests["rgb"] and label["Title"] == f"city frame {frame}"
 
 
+def test_an_export_that_is_stopped_tells_what_it_wrote(tmp_path: Path) -> None:
+    source, told = MemorySource({"rgb": pictures(12)}), []
+    exporter = ImageExporter(source, tmp_path, workers=1)
+    report = exporter.export(progress=lambda done, _: told.append(done), stop=lambda: len(told) >= 3)
+    assert 3 <= len(report.written) <= 5 and report.unchanged == ()  # two frames a thread are in hand
+    assert sorted(tmp_path.iterdir()) == [exporter.path(frame) for frame in report.written]
+    rest = exporter.export()
+    assert rest.unchanged == report.written and len(rest.written) == 12 - len(report.written)
+
+
 def test_only_what_changed_is_written_again(tmp_path: Path) -> None:
     shots = pictures(6)
     store = write_store(tmp_path / "a.zarr", {"rgb": shots})

@@ -21,6 +21,7 @@ from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.jpeg import read_jpeg_text
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob, job_from_dict
+from landmark_batch.workflows import export_session
 from landmark_batch.workflows.export import check_exports, default_images_folder, default_video_file, export_images, export_video
 from landmark_batch.workflows.export_session import ExportResult, ExportSession
 from tests.frames.export_sources import MemorySource, commit, depths, flight, pictures, write_store
@@ -115,7 +116,7 @@ def test_session_exports_while_frames_arrive(tmp_path: Path) -> None:
     for frame in range(12):
         with Image.open(folder / f"city.{frame + 1:05d}.png") as image:
             assert np.array_equal(np.asarray(image), shots[frame])
-    again = ExportSession.of_job(settings, frames=range(12), images=True, workers=1).finish()  # in two batches
+    again = ExportSession.of_job(settings, frames=range(12), images=True).finish()
     assert again.images[0].written == () and again.images[0].unchanged == tuple(range(12)) and again.video is None
 
 
@@ -173,6 +174,37 @@ def test_frames_of_other_processes_count_at_the_end(tmp_path: Path) -> None:
     commit(store, {"rgb": shots}, [1, 2, 3])
     result = session.finish()
     assert result.images[0].written == (0, 1, 2, 3) and result.video is not None
+
+
+def test_batches_make_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_session, "_BATCH", 2)
+    write_store(tmp_path / "city.zarr", {"rgb": pictures(7)})
+    (first,) = ExportSession.of_job(job(tmp_path), frames=range(7), images=True, workers=1).finish().images
+    files = sorted((tmp_path / "city" / "rgb").iterdir())
+    assert (first.written, first.unchanged, first.first) == (tuple(range(7)), (), files[0])
+    assert first.bytes == sum(path.stat().st_size for path in files)
+    files[3].unlink()
+    (again,) = ExportSession.of_job(job(tmp_path), frames=range(7), images=True, workers=1).finish().images
+    assert (again.written, again.unchanged, again.bytes) == ((3,), (0, 1, 2, 4, 5, 6), files[3].stat().st_size)
+
+
+def test_abort_ends_a_batch_after_the_frames_in_hand(tmp_path: Path) -> None:
+    class Slow(MemorySource):
+        def read(self, output: str, frame: int) -> Any:
+            begun.set()
+            assert go_on.wait(60)
+            return super().read(output, frame)
+
+    begun, go_on = threading.Event(), threading.Event()
+    source = Slow({"rgb": pictures(9)})
+    session = ExportSession(source, frames=range(9), images=[ImageExporter(source, tmp_path, workers=1)])
+    assert begun.wait(60)
+    aborting = threading.Thread(target=session.abort)
+    aborting.start()
+    assert session._stop.wait(60)
+    go_on.set()
+    aborting.join(60)
+    assert not aborting.is_alive() and len(list(tmp_path.iterdir())) <= 2, "one that was read, one behind it"
 
 
 def test_abort_leaves_images_and_no_film(tmp_path: Path) -> None:
