@@ -39,7 +39,7 @@ def codecs(dtype: str, compressor: str) -> tuple[ArrayBytesCodec | Literal["auto
     'auto' is lz4 over shuffled bits, by measurement on rendered 1920×1080 uint8 frames, one core: 556 MB/s at ratio 1.43; without the
     shuffle 783 MB/s at 1.41 (on smoother frames 648 against 399 MB/s, at 1.31 against 1.44); zstd alone 191 MB/s at 1.78, over shuffled
     bits 203 MB/s at 1.74. For float depth, lz4 over shuffled bytes: 875 MB/s at 2.44, zstd 298 MB/s at 3.03. A renderer shares its
-    cores with the codec, a disk is cheap: lz4.
+    cores with the codec, a disk is cheap: lz4. Frames whose bits save next to nothing are written without that shuffle (encode.py).
 
     JPEG XL at effort 1: 478 MB/s at 3.15, but reading takes 75 ms a frame where lz4 takes 6, and a package more: no default. Effort 2 and 3
     write 47 and 20 MB/s, at 3.31 and 3.86. Floats of such a store are compressed as by 'zstd': for depth JPEG XL gave 159 MB/s at 3.69,
