@@ -115,9 +115,9 @@ def _frame_codecs(array: Array) -> list[Any]:
     return rest
 
 
-def _blosc(codec: BloscCodec, **other: Any) -> Any:
-    settings: Any = codec.to_dict()["configuration"] | other  # in words; the attributes are enumerations or words, by zarr's version
-    return numcodecs.Blosc(settings["cname"], settings["clevel"], _SHUFFLES[settings["shuffle"]], settings["blocksize"])
+def _blosc(codec: BloscCodec, *, shuffle: str | None = None) -> Any:
+    settings: Any = codec.to_dict()["configuration"]  # in words; the attributes are enumerations or words, by zarr's version
+    return numcodecs.Blosc(settings["cname"], settings["clevel"], _SHUFFLES[shuffle or settings["shuffle"]], settings["blocksize"])
 
 
 def _quick_blosc(codec: BloscCodec) -> Any:
