@@ -30,7 +30,7 @@ Part: TypeAlias = memoryview
 FrameEncoder: TypeAlias = Callable[[NDArray[Any]], tuple[Part, bytes]]
 FrameDecoder: TypeAlias = Callable[[Path], NDArray[Any]]
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
-_MOST_THREADS = 8  # of one writer: eight lz4 threads fill the fastest disk there is
+_MOST_THREADS = 12  # of a process
 _SUM = 4  # bytes of the crc32c at a file's end
 _BLOSC_HEADER = 16  # bytes; the four from the fifth on are the decoded size
 _BLOCK = 1 << 16  # bytes that lz4 in Blosc compresses by themselves: what comes before is not looked at
@@ -95,8 +95,8 @@ def frame_decoder(array: Array) -> FrameDecoder | None:
 
 
 def encoding_threads() -> int:
-    """Threads that encode and write one commit, by the cores this process may use: half of them, 2 to 8."""
-    return max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2))
+    """Threads that encode and write what this process commits, by the cores it may use: three quarters of them, 2 to 12."""
+    return max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0)) * 3 // 4))
 
 
 def _frame_codecs(array: Array) -> list[Any]:
