@@ -20,7 +20,7 @@ from landmark_batch.errors import GroupError, LandmarkError
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.opened import open_snapshot, open_timeline
 from landmark_batch.workflows.ranges import RENDER, on_track
-from landmark_batch.workflows.session import RenderSession, describe
+from landmark_batch.workflows.session import RenderSession, describe, pipeline_of
 
 if TYPE_CHECKING:
     from landmark_batch.model.runtime import KernelSource
@@ -147,6 +147,7 @@ class GroupMember:
         self._group = group
         group.watch(lambda error: self.fence(error, ""))
         self._state = "loading"
+        pipeline = pipeline_of(opened, device) if order.rank == 0 else None  # before the scene is read
         self._renderer = open_group_renderer(
             snapshot,
             device,
@@ -166,6 +167,7 @@ class GroupMember:
                 device=device,
                 group=f"{order.run}/{order.group}",
                 epoch=order.epoch,
+                pipeline=pipeline,
             )
             self._session.set_result(session)
 

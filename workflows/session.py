@@ -99,7 +99,7 @@ class RenderSession:
         self._resting: dict[int, list[FrameWriter]] = {}  # by attempt: those that commit nothing now
         self._hiring = threading.Lock()
         self._alone: AbstractContextManager[object] = nullcontext() if overlap else threading.Lock()
-        self._pipeline = pipeline or FramePipeline(spec, overlap=overlap, pinned=device == "cuda")
+        self._pipeline = pipeline or pipeline_of(opened, device)
 
     @classmethod
     def open(cls, folder: StorePath, worker: str, kernels: KernelSource | None = None) -> Self:
@@ -107,14 +107,13 @@ class RenderSession:
         started = time.perf_counter()
         opened = open_snapshot(folder)
         require_compressor(opened.store.spec.compressor)
-        snapshot, job, spec = opened.snapshot, opened.snapshot.render_job(), opened.store.spec
+        snapshot = opened.snapshot
         timeline = open_timeline(snapshot, worker)
         device = device_of(snapshot.renderer, snapshot.device)
-        pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda")
-        pipeline.prepare(frames_at_once(job.output.chunk_frames, device, spec))  # while the scene is read
+        pipeline = pipeline_of(opened, device)  # before the scene is read
         renderer, device = open_renderer(
             snapshot.renderer,
-            job,
+            snapshot.render_job(),
             device,
             snapshot.threads,
             kernels=kernels,
@@ -319,6 +318,14 @@ class RenderSession:
         finally:
             with self._hiring:
                 resting.append(chosen)
+
+
+def pipeline_of(opened: OpenedRun, device: str) -> FramePipeline:
+    """For a run's frames from this kind of device, with memory that it begins to take beside the caller."""
+    job, spec = opened.snapshot.render_job(), opened.store.spec
+    pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda")
+    pipeline.prepare(frames_at_once(job.output.chunk_frames, device, spec))
+    return pipeline
 
 
 def nothing_rendered() -> dict[str, Any]:
