@@ -17,12 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import fused, library, weighing  # noqa: F401  the schemas must stand before an implementation is loaded
 from .cache import LOG, build_facts, build_lock, failure_since, kernels_dir, key_of, mismatch, publish, remember_failure
 from .recipe import library_name, write_recipe
 from .toolchain import Toolchain, ToolchainError, find_toolchain, visible_architectures
+from .torch_build import torch_build
 
 DEVICES = ("cpu", "cuda")
 BUILD_SECONDS = 1800  # a compiler that takes longer hangs
@@ -146,6 +144,10 @@ def load(
         found = build(device, cache_dir=cache_dir, cuda_home=cuda_home, progress=progress)
     if not found.usable or found.path is None:
         return found
+    import torch
+
+    from . import fused, library, weighing  # noqa: F401  the schemas must stand before an implementation is loaded
+
     try:
         torch.ops.load_library(str(found.path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
@@ -257,10 +259,10 @@ def _versions(tools: Toolchain) -> dict[str, str]:
 def _check_release(nvcc: str) -> None:
     """The library shares torch's CUDA runtime, so both have to be of one major release."""
     release = re.search(r"release (\d+)\.", nvcc)
-    wanted = str(torch.version.cuda).partition(".")[0]
+    wanted = str(torch_build().cuda).partition(".")[0]
     if release and release[1] != wanted:
         raise ToolchainError(
-            f"nvcc is of CUDA {release[1]} ({nvcc}), torch {torch.__version__} of CUDA {torch.version.cuda}",
+            f"nvcc is of CUDA {release[1]} ({nvcc}), torch {torch_build().version} of CUDA {torch_build().cuda}",
             f"install an nvcc of CUDA {wanted}, or name such a toolkit in CUDA_HOME",
         )
 

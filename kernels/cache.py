@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .recipe import library_name, source_files
+from .torch_build import torch_build
 
 FACTS = "facts.json"  # beside a library: what it was made of
 LOG = "build.log"
@@ -59,9 +58,9 @@ def build_facts(device: str, recipe: str, versions: Mapping[str, str]) -> dict[s
         "device": device,
         "sources": sources_digest(device),
         "recipe": hashlib.sha256(_without_places(recipe).encode()).hexdigest(),
-        "torch": str(torch.__version__),
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "cxx11_abi": bool(torch._C._GLIBCXX_USE_CXX11_ABI),
+        "torch": torch_build().version,
+        "torch_commit": torch_build().commit,
+        "cuda": torch_build().cuda if device == "cuda" else None,
         "machine": platform.machine(),
         "compilers": dict(versions),
     }
@@ -86,11 +85,11 @@ def mismatch(library: Path) -> str | None:
         return None
     except (OSError, ValueError, KeyError) as error:
         return f"{library.stem}.json beside it cannot be read: {error}"
-    for name, here in (("torch", str(torch.__version__)), ("machine", platform.machine())):
+    for name, here in (("torch", torch_build().version), ("machine", platform.machine())):
         if facts.get(name) != here:
             return f"it was built for {name} {facts.get(name)}, here is {here}"
-    if device == "cuda" and facts.get("cuda") != torch.version.cuda:
-        return f"it was built for CUDA {facts.get('cuda')}, torch here has {torch.version.cuda}"
+    if device == "cuda" and facts.get("cuda") != torch_build().cuda:
+        return f"it was built for CUDA {facts.get('cuda')}, torch here has {torch_build().cuda}"
     if made_of != sources_digest(device):
         return "it was built from another version of landmark-batch"
     return None

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from .torch_build import torch_build
 
 CXX_NAMES = ("c++", "g++", "clang++")
 ARCHITECTURES = ("80", "86", "89", "90a", "100")  # of a library for any machine
@@ -48,10 +48,11 @@ def find_toolchain(device: str, *, cuda_home: Path | None = None) -> Toolchain:
         raise ToolchainError(f"torch has no headers in {torch_include()}", "install torch from a wheel, which has them: pip install torch")
     nvcc = None
     if device == "cuda":
-        if torch.version.cuda is None:
-            release = str(torch.__version__).partition("+")[0]
+        if torch_build().cuda is None:
+            version = torch_build().version
+            release = version.partition("+")[0]
             raise ToolchainError(
-                f"torch {torch.__version__} was built without CUDA: the CUDA kernels link to its libraries",
+                f"torch {version} was built without CUDA: the CUDA kernels link to its libraries",
                 f"install torch with CUDA, which PyPI has for Linux: pip install --force-reinstall torch=={release}",
             )
         nvcc = find_nvcc(cuda_home)
@@ -89,16 +90,18 @@ def _find_ninja() -> Path | None:
 
 def torch_include() -> Path:
     """Folder of torch's headers."""
-    return Path(torch.__file__).parent / "include"
+    return torch_build().folder / "include"
 
 
 def torch_libraries() -> Path:
     """Folder of torch's shared libraries."""
-    return Path(torch.__file__).parent / "lib"
+    return torch_build().folder / "lib"
 
 
 def visible_architectures() -> tuple[str, ...]:
     """Architectures of the GPUs torch sees ('90a', '100', ...); of a library for any machine if it sees none."""
+    import torch
+
     if not torch.cuda.is_available():
         return ARCHITECTURES
     found = {torch.cuda.get_device_capability(ordinal) for ordinal in range(torch.cuda.device_count())}

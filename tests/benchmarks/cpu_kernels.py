@@ -19,7 +19,7 @@ import torch
 from landmark_batch import kernels
 from landmark_batch.cameras.formats import load_flight
 from landmark_batch.job import job_from_dict
-from landmark_batch.kernels import build, reference, weighing
+from landmark_batch.kernels import build, checked, reference, weighing
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.model.settings import resolve_settings
 from landmark_batch.scene.checkpoint import load_scene
@@ -49,12 +49,12 @@ def measure(demo: Path, repeats: int, width: int, height: int) -> dict[str, Any]
     weights = load_scene(demo / "city-merged-stack.th", plane_division=(2, 2))
     flight = load_flight(demo / "transforms.json", width=width, height=height)
     settings = resolve_settings(job_from_dict({"sampling": {"samples": 192, "alpha_mask_threshold": 0.5}}), weights.config)
-    compiled = kernels._ops
+    compiled = checked._ops
     plain = SimpleNamespace(weigh=weighing.reference_weigh, **{op: getattr(reference, op) for op in kernels.SCHEMAS})
     frame = len(flight) // 2
     pictures, seconds, stages, counters = {}, {}, {}, {}
     for name, ops in (("torch", plain), ("fused", compiled)):
-        kernels._ops = weighing._ops = ops  # type: ignore[assignment]
+        checked._ops = weighing._ops = ops  # type: ignore[assignment]
         renderer = Renderer(weights, settings, threads=1)
         outputs = []
         seconds[name] = best(
@@ -63,7 +63,7 @@ def measure(demo: Path, repeats: int, width: int, height: int) -> dict[str, Any]
         pictures[name] = outputs[0].rgb.numpy()
         stages[name] = {stage: min(output.stages[stage] for output in outputs) for stage in outputs[0].stages}
         counters = outputs[0].counters
-    kernels._ops = weighing._ops = compiled
+    checked._ops = weighing._ops = compiled
     config = weights.config
     columns = config.app_dim * (1 + 2 * config.fea_pe) + 3 + 6 * config.view_pe
     flops = 2 * (columns * config.feature_width + config.feature_width**2 + 3 * config.feature_width) * counters["coloured"]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from landmark_batch.cli import cli
 from landmark_batch.commands import kernels as commands
-from landmark_batch.kernels import build, cache
+from landmark_batch.kernels import build, cache, toolchain
 from landmark_batch.kernels.build import KernelStatus
+from landmark_batch.kernels.torch_build import torch_build
 
 
 @pytest.fixture
@@ -62,8 +63,7 @@ def test_a_build_that_fails_is_exit_2_with_the_remedy(place: Path, monkeypatch: 
 
 
 def test_cuda_kernels_for_a_torch_without_cuda(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    monkeypatch.setattr(toolchain, "torch_build", lambda: replace(torch_build(), version="2.13.0+cpu", cuda=None))
     done = run("build", "--device", "cuda")
     said = " ".join(done.output.split())
     assert done.exit_code == 2 and "torch 2.13.0+cpu was built without CUDA" in said

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from landmark_batch.kernels import build, cache, toolchain
 from landmark_batch.kernels.recipe import SOURCES, source_files, write_recipe
+from landmark_batch.kernels.torch_build import torch_build
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """#!/bin/sh
@@ -141,11 +143,17 @@ def test_the_key_covers_all_that_a_library_depends_on(tmp_path: Path, monkeypatc
     assert cache.key_of(cache.build_facts("cpu", elsewhere, {"c++": "12"})) in keys, "where the compiler lies says nothing"
     keys.add(cache.key_of(cache.build_facts("cpu", recipe, {"c++": "13"})))
     keys.add(cache.key_of(cache.build_facts("cpu", recipe + " -g", {"c++": "12"})))
-    for name, value in (("torch", "2.99"), ("machine", "arm"), ("cxx11_abi", False)):
+    for name, value in (("torch", "2.99"), ("machine", "arm"), ("torch_commit", "0")):
         keys.add(cache.key_of({**facts, name: value}))
     monkeypatch.setattr(cache, "source_files", lambda device: [SOURCES / device / "kernels.h"])
     keys.add(cache.key_of(cache.build_facts("cpu", recipe, {"c++": "12"})))
     assert len(keys) == 7
+
+
+def test_what_torch_says_of_itself_is_read_from_its_files() -> None:
+    found = torch_build()
+    assert (found.version, found.commit, found.cuda) == (str(torch.__version__), torch.version.git_version, torch.version.cuda)
+    assert found.hip == torch.version.hip and found.folder == Path(torch.__file__).parent
 
 
 def test_recipes_name_every_source_and_no_machine(tmp_path: Path) -> None:
@@ -191,13 +199,13 @@ def test_a_cache_that_cannot_be_written(compiler: Callable[..., Path], tmp_path:
 
 
 def test_cuda_without_a_cuda_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(toolchain, "torch_build", lambda: replace(torch_build(), cuda=None))
     monkeypatch.setattr(toolchain, "find_nvcc", lambda home: Path("/usr/bin/nvcc"))
     found = build.status("cuda", cache_dir=tmp_path)
     assert "built without CUDA" in found.reason and "install torch with CUDA" in found.remedy
     monkeypatch.setattr(toolchain, "find_nvcc", lambda home: None)
     assert "built without CUDA" in build.load("cuda", cache_dir=tmp_path).reason, "a compiler alone would not help"
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(toolchain, "torch_build", lambda: replace(torch_build(), cuda="13.0"))
     found = build.load("cuda", cache_dir=tmp_path)
     assert "no nvcc" in found.reason and "landmark-batch[cuda]" in found.remedy
 

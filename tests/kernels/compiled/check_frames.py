@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from landmark_batch import kernels
-from landmark_batch.kernels import build, reference
+from landmark_batch.kernels import build, checked, reference
 from landmark_batch.model.output import RenderOutput
 from landmark_batch.model.renderer import Renderer
 from landmark_batch.scene.weights import SceneWeights
@@ -56,7 +55,7 @@ def test_against_the_reference(scene: str, mode: str, precision: str, monkeypatc
         changes = {"mode": mode, "samples": 61, "model__precision": precision}
         got = render(weights, pose, width, height, **changes)
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, "_ops", reference)
+            patch.setattr(checked, "_ops", reference)
             want = render(weights, pose, width, height, **changes)
         assert abs(got.counters["coloured"] - want.counters["coloured"]) <= 2
         assert got.counters["survived"] == want.counters["survived"], "a mask flip"
@@ -75,7 +74,7 @@ def test_odd_sizes_and_one_sample(size: tuple[int, int], samples: int, monkeypat
     weights = make_scene(mask=0.5)
     got = render(weights, "above", *size, samples=samples)
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_ops", reference)
+        patch.setattr(checked, "_ops", reference)
         want = render(weights, "above", *size, samples=samples)
     torch.testing.assert_close(got.rgb, want.rgb, rtol=0, atol=1e-5)
     torch.testing.assert_close(got.depth, want.depth, rtol=0, atol=1e-5)
