@@ -28,7 +28,7 @@ def scene_memory_of(request: RenderRequest) -> SceneMemory | None:
             return None
         held = size.blocks * size.block + size.rest
         return SceneMemory(held, held)
-    from landmark_batch.scene.checkpoint import load_config
+    from landmark_batch.scene.config import load_config
     from landmark_batch.scene.weights import scene_bytes
 
     scene = request.job.scene

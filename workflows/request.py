@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from landmark_batch.workflows.costs import FrameCosts
 
 SCENE_RENDERER: Mapping[str, Any] = {"kind": "scene"}
+THEIRS = "as the cluster's workers have it"  # runtime of a GPU
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,28 @@ class RenderRequest:
         return self.spec.width * self.spec.height
 
 
-def scene_request(job: RenderJob, device: str, machine: Machine | None = None) -> RenderRequest:
-    """Check a job's scene, cameras and settings without loading planes and without a device.
+def scene_request(job: RenderJob, device: str, machine: Machine | None = None, *, elsewhere: bool = False) -> RenderRequest:
+    """Check a job's scene, cameras and settings without loading planes, without a device and without torch.
 
-    device: 'cuda' or 'cpu'. machine: that renders, where it is known.
+    device: 'cuda' or 'cpu'. machine: that renders, where it is known. elsewhere: workers of a cluster render: what this machine has of
+    a GPU's kernels says nothing of theirs.
 
     Raises ConfigError, CheckpointError, CameraError naming what is wrong, where and the remedy.
     """
     from landmark_batch.cameras.check import check_flight
     from landmark_batch.cameras.formats import flight_of_job
+    from landmark_batch.kernels.build import KernelStatus
     from landmark_batch.model.memory import estimate_memory
     from landmark_batch.model.settings import resolve_settings
-    from landmark_batch.scene.checkpoint import load_config
+    from landmark_batch.scene.config import load_config
     from landmark_batch.scene.identity import scene_digest
     from landmark_batch.scene.shard import idle_shares
     from landmark_batch.workflows.worker import kernel_source
 
     checkpoint = checkpoint_of(job)
     config = load_config(checkpoint, plane_division=job.scene.plane_division, edit=job.scene.edit, edit_block=job.scene.edit_block)
-    settings = resolve_settings(job, config, device=device, kernels=kernel_source())
+    kernels = KernelStatus(device, loaded=False, usable=True, reason=THEIRS) if elsewhere and device == "cuda" else kernel_source()
+    settings = resolve_settings(job, config, device=device, kernels=kernels)
     flight = flight_of_job(job)
     wanted = wanted_frames(job, flight)
     warnings = [*settings.notes, *check_flight(flight, settings.aabb, (settings.near, settings.far), frames=wanted)]

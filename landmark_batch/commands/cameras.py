@@ -136,7 +136,7 @@ def _box(checkpoint: SceneLocation | None, aabb: str | None) -> tuple[Any, tuple
         if any(a >= b for a, b in zip(low, high, strict=True)):
             raise ConfigError(f"--aabb {aabb}: its first corner must be below its second on every axis")
         return (low, high), None
-    from landmark_batch.scene.checkpoint import load_config
+    from landmark_batch.scene.config import load_config
 
     assert checkpoint is not None
     config = load_config(checkpoint)

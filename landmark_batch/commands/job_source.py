@@ -149,7 +149,7 @@ def checkpoint_values(
 
     Raises CheckpointError.
     """
-    from landmark_batch.scene.checkpoint import load_config
+    from landmark_batch.scene.config import load_config
 
     config = load_config(checkpoint, plane_division=plane_division)
     values: dict[str, dict[str, Any]] = {"scene": {}, "sampling": {}, "output": {}}

@@ -30,7 +30,7 @@ def command(
     from landmark_batch.cameras.check import check_flight
     from landmark_batch.cameras.formats import load_flight
     from landmark_batch.job import load_job
-    from landmark_batch.scene.checkpoint import load_config
+    from landmark_batch.scene.config import load_config
 
     if cameras is None:
         raise ConfigError(

@@ -201,7 +201,7 @@ def _traffic(job: RenderJob, result: RenderResult) -> str:
     """What the tensor ranks exchanged."""
     from landmark_batch.parallel.shape import GroupShape
     from landmark_batch.parallel.traffic import describe_traffic
-    from landmark_batch.scene.checkpoint import load_config
+    from landmark_batch.scene.config import load_config
 
     scene, shape = job.scene, GroupShape(job.parallel.tensor_parallel, job.parallel.data_parallel)
     assert scene.checkpoint is not None

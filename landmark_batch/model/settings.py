@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
+import numpy as np
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob
+from landmark_batch.kernels.build import KernelStatus
 from landmark_batch.model.runtime import KernelSource, resolve_runtime
 from landmark_batch.scene.weights import Box, SceneConfig
 
@@ -66,12 +67,14 @@ class RenderSettings:
         }
 
 
-def resolve_settings(job: RenderJob, config: SceneConfig, *, device: str = "cpu", kernels: KernelSource | None = None) -> RenderSettings:
+def resolve_settings(
+    job: RenderJob, config: SceneConfig, *, device: str = "cpu", kernels: KernelSource | KernelStatus | None = None
+) -> RenderSettings:
     """Fill in what the job leaves open: near and far from the checkpoint, samples from its step size (dense) or its training
     arguments (hull, 256 without them), distance_scale from the checkpoint, appearance row 0, the scene's own box.
 
-    device: 'cpu' or 'cuda', kernels: where compiled ones come from; `runtime = "auto"` depends on both. Raises ConfigError naming
-    key, value and remedy; KernelBuildError as `resolve_runtime`.
+    device: 'cpu' or 'cuda', kernels: where compiled ones come from, or what there is of them; `runtime = "auto"` depends on both.
+    Raises ConfigError naming key, value and remedy; KernelBuildError as `resolve_runtime`.
     """
     sampling = job.sampling
     near = config.near_far[0] if sampling.near is None else sampling.near
@@ -86,7 +89,8 @@ def resolve_settings(job: RenderJob, config: SceneConfig, *, device: str = "cpu"
     if not 1 <= samples <= MAX_SAMPLES:
         raise ConfigError(f"sampling.samples = {samples}: between 1 and {MAX_SAMPLES} samples a ray", remedy="set sampling.samples")
     appearance, notes = _appearance(job, config)
-    runtime = resolve_runtime(job.model.runtime, device, source=kernels)
+    status, source = (kernels, None) if isinstance(kernels, KernelStatus) else (None, kernels)
+    runtime = resolve_runtime(job.model.runtime, device, kernels=status, source=source)
     box = _crop(job.scene.aabb, config)
     return RenderSettings(
         mode=sampling.mode,
@@ -113,22 +117,25 @@ def dense_step(config: SceneConfig) -> float:
 
     A merged checkpoint's grid_size is that of one block, so its steps are coarser than in training; LandMark does the same.
     """
-    bounds = torch.tensor(config.aabb, dtype=torch.float32)
-    units = (bounds[1] - bounds[0]) / (torch.tensor(config.grid_size) - 1)
-    return float(units.mean() * config.step_ratio)
+    low, high = np.asarray(config.aabb, dtype=np.float32)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # a grid of one voxel has no edges: there is no step
+        x, y, z = (high - low) / (np.asarray(config.grid_size) - 1).astype(np.float32)
+        return float((x + y + z) / np.float32(3) * np.float32(config.step_ratio))
 
 
 def dense_samples(config: SceneConfig) -> int:
     """Samples that dense mode takes by default: enough to cross the box along its diagonal."""
-    bounds = torch.tensor(config.aabb, dtype=torch.float32)
-    diagonal = (bounds[1] - bounds[0]).square().sum().sqrt()
+    low, high = np.asarray(config.aabb, dtype=np.float32)
     step = dense_step(config)
-    if not (math.isfinite(step) and step > 0):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        x, y, z = np.square(high - low)
+        steps = float(np.sqrt(x + y + z) / np.float32(step))
+    if not (math.isfinite(step) and step > 0 and math.isfinite(steps)):
         raise ConfigError(
             f"the checkpoint's grid {list(config.grid_size)} and step_ratio {config.step_ratio:g} give no step size for dense sampling",
             remedy='set sampling.mode = "hull"',
         )
-    return int(diagonal / torch.tensor(step)) + 1
+    return int(steps) + 1
 
 
 def _default_samples(mode: str, config: SceneConfig) -> int:

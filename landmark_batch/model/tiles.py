@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 CPU_SAMPLES = 2**20  # of a tile, before any is dropped: few enough for a cache, enough to outweigh the cost of a call
 CUDA_SAMPLES = 2**23  # enough to fill a GPU
@@ -33,6 +35,8 @@ class Tile:
 
     def pixels(self, width: int, device: torch.device) -> Tensor:
         """Indices row * width + column [rays] int64, row by row."""
+        import torch
+
         rows = torch.arange(self.top, self.bottom, device=device)
         columns = torch.arange(self.left, self.right, device=device)
         return (rows[:, None] * width + columns).view(-1)
@@ -63,6 +67,8 @@ def frame_tiles(width: int, height: int, samples: int, kind: str) -> list[Tile]:
 @lru_cache(maxsize=4)
 def tile_order(width: int, height: int, device: torch.device) -> Tensor:
     """Pixel indices row * width + column [W * H] int64, tile by tile of 8 x 4 pixels."""
+    import torch
+
     columns = torch.arange(width, device=device)
     rows = torch.arange(height, device=device)
     tile = (rows[:, None] // WARP_TILE[1]) * -(-width // WARP_TILE[0]) + columns // WARP_TILE[0]

@@ -2,150 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.division import block_box, choose_division, division_error, divisions_of, divisions_of_grid
-from landmark_batch.scene.geometry import BASIS, BASIS_DENSITY, EMBEDDING, MLP_LAYERS, Geometry, read_geometry, unused_keys
-from landmark_batch.scene.kwargs import CheckpointSettings, division_of_args, read_settings
-from landmark_batch.scene.layout import COMPANIONS, SceneFiles, shorten
-from landmark_batch.scene.mask import mask_shape, read_mask
+from landmark_batch.scene.configure import CheckpointHead, read_head
+from landmark_batch.scene.geometry import BASIS, BASIS_DENSITY, EMBEDDING, MLP_LAYERS, Geometry
+from landmark_batch.scene.layout import SceneFiles, shorten
+from landmark_batch.scene.mask import read_mask
 from landmark_batch.scene.shard import WHOLE, ChannelShard, cut_columns
 from landmark_batch.scene.tensors import State, grid
 from landmark_batch.scene.unpickle import read_torch_file
 from landmark_batch.scene.weights import SceneConfig, SceneWeights
 
-Division = tuple[int, int]
-
 
 @dataclass(frozen=True)
-class OpenCheckpoint:
+class OpenCheckpoint(CheckpointHead):
     """One file, opened: settings read, shapes checked, tensors not yet touched (memory-mapped where the format allows it)."""
 
-    path: Path
-    content: Mapping[Any, Any]
-    settings: CheckpointSettings
     state: State
-    geometry: Geometry
 
 
 def open_checkpoint(path: Path, files: SceneFiles) -> OpenCheckpoint:
     """Raises CheckpointError for whatever is wrong with the file, its kwargs or its shapes."""
-    content = read_torch_file(path)
-    settings = read_settings(content, path)
-    if "state_dict" not in content:
-        raise CheckpointError(
-            f"{path}: no state_dict in it, only settings, as in a {COMPANIONS[1]} companion",
-            remedy="name the -merged-stack.th it was cut from",
-        )
-    state = State(content["state_dict"], path)
-    if "gridShape" in content and not any(name.startswith("density_plane.") for name in state.shapes):
-        raise CheckpointError(
-            f"{path}: no planes in it, as in a {COMPANIONS[0]} companion", remedy="name the -merged-stack.th it was cut from"
-        )
-    if files.kind != "file" and _is_plane_parallel(state):
-        raise CheckpointError(
-            f"{path}: a block of plane-parallel training, whose blocks overlap and share their lines",
-            remedy="name the -merged.th that LandMark writes at the end of that training",
-        )
-    return OpenCheckpoint(path, content, settings, state, read_geometry(state.shapes, settings, path))
-
-
-def configure(files: SceneFiles, first: OpenCheckpoint, asked: Division | None) -> tuple[SceneConfig, list[str]]:
-    """The scene's config and notes for the user. asked: plane_division of the job. Raises CheckpointError."""
-    settings, geometry = first.settings, first.geometry
-    trained = division_of_args(settings.training_args)
-    notes = list(settings.notes)
-    unused = sorted({key.split(".")[0] for key in unused_keys(first.state.names)})
-    if unused:
-        notes.append(f"not used for rendering: {', '.join(f'{name}.*' for name in unused)}")
-    if files.companion is not None and files.companion != first.path:
-        notes.append(f"{files.companion.name} is a companion; {first.path.name} beside it was read")
-    aabb, grid_size, layout, division = settings.aabb, settings.grid_size, "single", (1, 1)
-    if files.kind == "sub":
-        if geometry.stacked:
-            raise CheckpointError(
-                f"{first.path}: holds {geometry.blocks} blocks, its name says one", remedy="rename it to ...-merged-stack.th"
-            )
-        whole = divide_block(files, first, asked, trained)
-        aabb, grid_size = block_box(settings.aabb, whole, files.block or 0), geometry.block_grid
-        notes.append(f"block {files.block} alone, of {whole[0]}x{whole[1]}, in its own part of the box")
-    elif files.kind == "subs":
-        layout, grid_size = "multi-block", geometry.block_grid  # what LandMark's merge writes
-        division, more = choose_division(files.directory, len(files.paths), _divisions_of_subs(files, first), asked, trained)
-        notes += more
-    elif geometry.stacked:
-        layout = "multi-block"
-        division, more = choose_division(first.path, geometry.blocks, divisions_of(geometry.blocks), asked, trained)
-        notes += more
-    else:
-        if _looks_like_block(settings, geometry):
-            raise CheckpointError(
-                f"{first.path}: planes of {geometry.planes[0][1]}x{geometry.planes[0][0]} where gridSize says "
-                f"{settings.grid_size[0]}x{settings.grid_size[1]}: one block of a larger scene, and its name does not say which",
-                remedy="give it its name back: <name>-sub{b}.th",
-            )
-        choose_division(first.path, 1, [(1, 1)], asked, None)
-    mask = mask_shape(first.content["alphaMask.shape"], first.path) if "alphaMask.shape" in first.content else None
-    config = SceneConfig(
-        layout=layout,
-        division=division,
-        resolutions=geometry.resolutions,
-        ndims=geometry.ndims,
-        aabb=aabb,
-        near_far=settings.near_far,
-        grid_size=grid_size,
-        density_channels=max(geometry.density_channels),
-        appearance_channels=max(geometry.appearance_channels),
-        app_dim=settings.app_dim,
-        feature_width=settings.feature_width,
-        view_pe=settings.view_pe,
-        fea_pe=settings.fea_pe,
-        activation=settings.activation,
-        density_shift=settings.density_shift,
-        distance_scale=settings.distance_scale,
-        weight_threshold=settings.weight_threshold,
-        step_ratio=settings.step_ratio,
-        nonlinear_density=geometry.nonlinear_density,
-        bias=geometry.bias,
-        embedding_rows=geometry.embedding_rows,
-        embedding_channels=geometry.embedding_channels,
-        training_args=settings.training_args,
-        plane_sizes=geometry.planes,
-        line_sizes=geometry.lines,
-        mask_size=mask,
-    )
-    return config, notes
-
-
-def divide_block(files: SceneFiles, first: OpenCheckpoint, asked: Division | None, trained: Division | None) -> Division:
-    """The division that a lone -sub{b}.th belongs to, from the job, its args, or gridSize against its planes."""
-    block = files.block or 0
-    fitting = divisions_of_grid(first.settings.grid_size, first.geometry)
-    whole_known = first.settings.grid_size != first.geometry.block_grid
-    fitting = [division for division in fitting if division[0] * division[1] > block]
-    for division, origin in ((asked, "plane_division"), (trained, "its own plane_division")):
-        if division is None:
-            continue
-        if division[0] * division[1] <= block or (whole_known and fitting and division not in fitting):
-            planes = f"{first.geometry.planes[0][1]}x{first.geometry.planes[0][0]}"
-            raise division_error(
-                f"{first.path}: {origin} = {list(division)} does not fit block {block} with planes of {planes} "
-                f"in a scene of {first.settings.grid_size}",
-                fitting,
-                "count its blocks along x and y",
-            )
-        return division
-    if len(fitting) == 1:
-        return fitting[0]
-    message = f"{first.path}: the file does not say into how many blocks along x and y its scene is divided"
-    raise division_error(message, fitting, "set scene.plane_division to the blocks along x and y")
+    head = read_head(read_torch_file(path), path, files)
+    return OpenCheckpoint(head.path, head.content, head.settings, head.names, head.geometry, State(head.content["state_dict"], path))
 
 
 def read_weights(
@@ -295,29 +179,3 @@ def _pad_columns(matrix: Tensor, channels: tuple[int, ...], most: int, resolutio
         return matrix
     parts = torch.split(matrix, [count for count in channels for _ in range(resolutions)], dim=1)
     return torch.cat([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts], dim=1)
-
-
-def _divisions_of_subs(files: SceneFiles, first: OpenCheckpoint) -> list[Division]:
-    blocks = len(files.paths)
-    if first.settings.grid_size == first.geometry.block_grid:  # cut from a merged file: gridSize is a block's
-        return divisions_of(blocks)
-    fitting = divisions_of_grid(first.settings.grid_size, first.geometry, blocks)
-    if not fitting:
-        whole = divisions_of_grid(first.settings.grid_size, first.geometry)
-        if whole:
-            counts = sorted({x * y for x, y in whole})
-            raise CheckpointError(
-                f"{files.directory}: {blocks} block files of a scene that was divided into {' or '.join(map(str, counts))}",
-                remedy=f"put all {files.stem.name}-sub{{b}}.th there, or name one to render its block alone",
-            )
-        return divisions_of(blocks)
-    return fitting
-
-
-def _looks_like_block(settings: CheckpointSettings, geometry: Geometry) -> bool:
-    rows, columns = geometry.planes[0]
-    return columns < settings.grid_size[0] or rows < settings.grid_size[1]
-
-
-def _is_plane_parallel(state: State) -> bool:
-    return ".params." in state.names.get("density_line.0", "") and ".params." not in state.names.get("density_plane.0", ".params.")

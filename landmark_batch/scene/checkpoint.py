@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.assemble import configure, open_checkpoint, read_weights
-from landmark_batch.scene.edit import apply_edit, check_edit
+from landmark_batch.scene.assemble import open_checkpoint, read_weights
+from landmark_batch.scene.config import check_edit_block, check_store_options
+from landmark_batch.scene.configure import configure
+from landmark_batch.scene.edit import apply_edit
 from landmark_batch.scene.layout import find_scene_files
 from landmark_batch.scene.location import SceneLocation, as_location
-from landmark_batch.scene.mask import read_mask
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import open_if_store
-from landmark_batch.scene.store_load import check_store_options, load_store
+from landmark_batch.scene.store_load import load_store
 from landmark_batch.scene.weights import SceneConfig, SceneWeights, scene_bytes
 
 
@@ -44,33 +45,13 @@ def load_scene(
         check_store_options(path, store.config, plane_division, edit, edit_block)
         with _enough_memory(path, store.config, shard):
             return load_store(store, shard)
-    _check_edit_block(path, edit, edit_block)
+    check_edit_block(path, edit, edit_block)
     files = find_scene_files(Path(as_location(path)))
     first = open_checkpoint(files.paths[0], files)
     config, notes = configure(files, first, plane_division)
     with _enough_memory(files.paths[0], config, shard):
         weights = read_weights(files, first, config, notes, shard)
     return weights if edit is None else apply_edit(weights, files, edit, edit_block)
-
-
-def load_config(
-    path: SceneLocation, *, plane_division: tuple[int, int] | None = None, edit: str | None = None, edit_block: int | None = None
-) -> SceneConfig:
-    """The SceneConfig that `load_scene` would give, without reading planes into memory (for planning). Raises as `load_scene`.
-
-    What only the planes show (NaN, blocks of different trainings) is found by `load_scene` alone.
-    """
-    if (store := open_if_store(path)) is not None:
-        check_store_options(path, store.config, plane_division, edit, edit_block)
-        return store.config
-    _check_edit_block(path, edit, edit_block)
-    files = find_scene_files(Path(as_location(path)))
-    first = open_checkpoint(files.paths[0], files)
-    config = configure(files, first, plane_division)[0]
-    read_mask(first.content, first.path)
-    if edit is not None:
-        check_edit(config, files, edit, edit_block)
-    return config
 
 
 @contextmanager
@@ -87,8 +68,3 @@ def _enough_memory(place: SceneLocation, config: SceneConfig, shard: ChannelShar
             f"{place}: {what} needs {need:.1f} GiB in float32, which this machine does not give",
             remedy="render on a machine with more memory, or set parallel.tensor_parallel to share the scene among more workers",
         ) from error
-
-
-def _check_edit_block(path: SceneLocation, edit: str | None, edit_block: int | None) -> None:
-    if edit is None and edit_block is not None:
-        raise CheckpointError(f"{path}: edit_block = {edit_block} without edit", remedy="set scene.edit to reset, new or remove")

@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.assemble import OpenCheckpoint, configure
 from landmark_batch.scene.city_decoder import Decoder, one_thread
 from landmark_batch.scene.city_field import APP_DIM, CityField, surface_terms
 from landmark_batch.scene.city_light import light
 from landmark_batch.scene.city_mask import ShellMask
 from landmark_batch.scene.city_noise import Array
 from landmark_batch.scene.city_scene import CitySpec, Progress, SceneReport, Survey, block_nodes, checkpoint_content, city_of
+from landmark_batch.scene.configure import CheckpointHead, configure, tensor_shapes
 from landmark_batch.scene.geometry import mlp_width, read_geometry
 from landmark_batch.scene.kwargs import read_settings
 from landmark_batch.scene.layout import SceneFiles
 from landmark_batch.scene.store_layout import DTYPES, BlockTable, Precision
 from landmark_batch.scene.store_writer import StoreWriter, write_chunk
-from landmark_batch.scene.tensors import State
 from landmark_batch.scene.weights import SceneConfig
 
 _STRIP = 64  # rows of a plane that are brought to channels-last at a time
@@ -168,9 +167,8 @@ def _strips(planes: list[Tensor], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]
 
 def _config(path: Path, content: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> tuple[SceneConfig, list[str]]:
     """The config that the city's checkpoint would have, and notes."""
-    settings, state = read_settings(content, path), State(content["state_dict"], path)
-    geometry = read_geometry(shapes | state.shapes, settings, path)
-    first = OpenCheckpoint(path, content, settings, state, geometry)
+    settings, (names, held) = read_settings(content, path), tensor_shapes(content["state_dict"], path)
+    first = CheckpointHead(path, content, settings, names, read_geometry(shapes | held, settings, path))
     return configure(SceneFiles("file", (path,), path), first, None)
 
 

@@ -7,30 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.assemble import OpenCheckpoint
+from landmark_batch.scene.configure import CheckpointHead, tensor_shapes
 from landmark_batch.scene.geometry import BASIS, BASIS_DENSITY, Shape, clean_keys, mlp_width, read_geometry
 from landmark_batch.scene.kwargs import CheckpointSettings, argument, read_settings
-from landmark_batch.scene.tensors import State
-from landmark_batch.scene.unpickle import read_torch_file
+from landmark_batch.scene.torch_head import read_torch_head
 
 
-def open_companion(path: Path) -> tuple[OpenCheckpoint, list[str]]:
+def open_companion(path: Path) -> tuple[CheckpointHead, list[str]]:
     """The companion, with the shapes that it records for the grids it does not hold, and what it lacks to be rendered.
 
     Raises CheckpointError for a damaged or foreign file, or one without gridShape.
     """
-    content = read_torch_file(path)
+    content = read_torch_head(path)
     settings = read_settings(content, path)
     recorded = _recorded_shapes(content, path)
-    held = content.get("state_dict", {})
-    state = State(held, path)
-    shapes: dict[str, Shape] = recorded | state.shapes
-    absent = sorted({key.split(".")[0] for key in recorded if key not in state.shapes})
+    names, held = tensor_shapes(content.get("state_dict", {}), path)
+    shapes: dict[str, Shape] = recorded | held
+    absent = sorted({key.split(".")[0] for key in recorded if key not in held})
     lacks = [f"{', '.join(absent)}: they are in the -merged-stack.th this file was cut from; put it beside it"] if absent else []
     if "state_dict" not in content:
         shapes |= _decoder_shapes(settings, shapes)
         lacks.append("basis_mat, renderModule.mlp and embedding_app: this file holds settings only")
-    return OpenCheckpoint(path, content, settings, state, read_geometry(shapes, settings, path)), lacks
+    return CheckpointHead(path, content, settings, names, read_geometry(shapes, settings, path)), lacks
 
 
 def _recorded_shapes(content: Mapping[Any, Any], path: Path) -> dict[str, Shape]:

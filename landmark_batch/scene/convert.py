@@ -20,17 +20,17 @@ from landmark_batch.scene.archive import ArchiveRecord, archive_records
 from landmark_batch.scene.assemble import (
     OpenCheckpoint,
     check_same_block,
-    configure,
     open_block,
     open_checkpoint,
     read_decoder,
     wide_bases,
 )
+from landmark_batch.scene.configure import configure
 from landmark_batch.scene.cut import cut_planes, default_division
 from landmark_batch.scene.edit import EditFiles, check_edit
 from landmark_batch.scene.geometry import BASIS, BASIS_DENSITY, EMBEDDING
 from landmark_batch.scene.layout import SceneFiles, find_scene_files
-from landmark_batch.scene.mask import read_mask, read_volume
+from landmark_batch.scene.mask import read_stored_mask, read_volume
 from landmark_batch.scene.store_layout import BlockTable, LineTable, Precision, StoreHead, block_bytes
 from landmark_batch.scene.store_writer import StoreWriter, refuse_target, write_chunk
 from landmark_batch.scene.tensors import State, check_finite
@@ -119,7 +119,7 @@ def convert_scene(
     files = find_scene_files(Path(source))
     first = open_checkpoint(files.paths[0], files)
     config, notes = configure(files, first, plane_division)
-    mask = read_mask(first.content, first.path)
+    mask = read_stored_mask(first.content, first.path)
     found = None if edit is None else check_edit(config, files, edit, edit_block)
     cut = config.layout == "single"
     if blocks is not None and not cut and blocks != config.division:
@@ -137,14 +137,13 @@ def convert_scene(
         origins, parts = cut_planes(config, division)
     with StoreWriter(target, config, division=division, parts=parts, precision=precision, origins=origins, force=force) as writer:
         notes += _write_blocks(scene, writer, origins, threads or min(_MOST_THREADS, os.cpu_count() or 1), progress or _silent)
-        volume = None if mask is None else mask.volume
+        volume = None if mask is None else mask.volume()
         if mask is not None and found is not None:
-            z, y, x = mask.volume.shape
-            volume = read_volume(found.volume, (z, y, x))
+            volume = read_volume(found.volume, mask.shape)
             notes.append(f"edit = {edit!r}: block {found.block} from {found.weights.name}, mask from {found.volume.name}")
         head = writer.finish(
             {name: tensor.numpy() for name, tensor in _decoder(scene).items()},
-            None if volume is None else np.packbits(volume.numpy().reshape(-1)),
+            None if volume is None else np.packbits(volume.reshape(-1)),
             None if mask is None else mask.aabb,
             notes,
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.assemble import check_same_block, grids_of, open_checkpoint
 from landmark_batch.scene.layout import SceneFiles, sub_path
 from landmark_batch.scene.mask import read_volume
 from landmark_batch.scene.weights import AlphaMask, SceneConfig, SceneWeights
@@ -63,6 +62,10 @@ def apply_edit(weights: SceneWeights, files: SceneFiles, edit: str, block: int |
 
     Raises CheckpointError.
     """
+    import torch
+
+    from landmark_batch.scene.assemble import check_same_block, grids_of, open_checkpoint
+
     config = weights.config
     found = check_edit(config, files, edit, block)
     part = open_checkpoint(found.weights, SceneFiles("sub", (found.weights,), files.stem, block=found.block))
@@ -71,7 +74,7 @@ def apply_edit(weights: SceneWeights, files: SceneFiles, edit: str, block: int |
     mask = weights.mask
     if mask is not None:
         z, y, x = mask.volume.shape
-        mask = AlphaMask(read_volume(found.volume, (z, y, x)), mask.aabb)
+        mask = AlphaMask(torch.from_numpy(read_volume(found.volume, (z, y, x))), mask.aabb)
     note = f"edit = {edit!r}: block {found.block} from {found.weights.name}, mask from {found.volume.name}"
     return replace(weights, mask=mask, warnings=(*weights.warnings, note))
 

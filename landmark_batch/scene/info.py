@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.assemble import configure, open_checkpoint
 from landmark_batch.scene.companion import open_companion
+from landmark_batch.scene.config import check_store_options
+from landmark_batch.scene.configure import configure, open_head
 from landmark_batch.scene.division import DivisionError
 from landmark_batch.scene.edit import find_edits
 from landmark_batch.scene.layout import find_companion
 from landmark_batch.scene.location import SceneLocation, as_location
-from landmark_batch.scene.mask import read_mask
+from landmark_batch.scene.mask import StoredMask, read_stored_mask
 from landmark_batch.scene.store import BlockStore, open_if_store
-from landmark_batch.scene.store_load import check_store_options
-from landmark_batch.scene.weights import AlphaMask, Box, SceneConfig, scene_bytes
+from landmark_batch.scene.weights import Box, SceneConfig, scene_bytes
 
 RENDER_ARGS = (  # settings of training that say how LandMark would render; near/far, box and scales stand in the config
     *("expname", "model_name", "plane_division", "resMode", "ndims", "sampling_opt", "n_importance", "nSamples", "step_ratio"),
@@ -129,7 +131,7 @@ def describe_scene(path: SceneLocation, plane_division: tuple[int, int] | None =
         missing += lacks
         layout = "companion"
     else:
-        first = open_checkpoint(files.paths[0], files)
+        first = open_head(files.paths[0], files)
         layout = {"sub": "sub", "subs": "subs"}.get(files.kind, "merged-stack" if first.geometry.stacked else "sequential")
     division: tuple[int, int] | None
     try:
@@ -142,14 +144,14 @@ def describe_scene(path: SceneLocation, plane_division: tuple[int, int] | None =
         config, notes = configure(files, first, fallback)
         division = None
         missing.append(f"plane_division: {error.remedy}")
-    info = _describe(path, layout, config, division, read_mask(first.content, first.path), notes)
+    info = _describe(path, layout, config, division, read_stored_mask(first.content, first.path), notes)
     size = sum(_size(file) for file in files.paths)
     return replace(info, files=files.paths, file_bytes=size, edits=find_edits(files), missing=tuple(missing))
 
 
 def _describe_store(store: BlockStore) -> SceneInfo:
     config = store.config
-    info = _describe(store.location, "block store", config, config.division, store.mask(), list(store.head.notes))
+    info = _describe(store.location, "block store", config, config.division, store.stored_mask(), list(store.head.notes))
     block = store.block_bytes(store.precision)
     held = StoreInfo(store.precision, store.division, bool(store.extents), block, store.head.parts)
     files = (store.location,) if isinstance(store.location, Path) else ()
@@ -157,7 +159,7 @@ def _describe_store(store: BlockStore) -> SceneInfo:
 
 
 def _describe(
-    path: SceneLocation, layout: str, config: SceneConfig, division: tuple[int, int] | None, mask: AlphaMask | None, notes: list[str]
+    path: SceneLocation, layout: str, config: SceneConfig, division: tuple[int, int] | None, mask: StoredMask | None, notes: list[str]
 ) -> SceneInfo:
     """Everything that the config says; files, edits and what is missing are left to the caller."""
     count = len(config.resolutions)
@@ -202,11 +204,11 @@ def _describe(
     )
 
 
-def _mask(mask: AlphaMask | None) -> MaskInfo | None:
+def _mask(mask: StoredMask | None) -> MaskInfo | None:
     if mask is None:
         return None
-    z, y, x = mask.volume.shape
-    return MaskInfo((x, y, z), float(mask.volume.count_nonzero()) / mask.volume.numel(), mask.aabb)
+    (z, y, x), volume = mask.shape, mask.volume()
+    return MaskInfo((x, y, z), float(np.count_nonzero(volume)) / volume.size, mask.aabb)
 
 
 def _size(file: Path) -> int:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.unpickle import StoredArray, StoredConfig
+from landmark_batch.scene.stored import StoredArray, StoredConfig, TensorLike, is_device
 from landmark_batch.scene.weights import Box, literal
 
 ACTIVATIONS = ("softplus", "relu")
@@ -105,7 +103,7 @@ _NOT_PLAIN = object()
 def _plain(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, torch.device):
+    if is_device(value):
         return str(value)
     if isinstance(value, list | tuple) and len(value) <= 64:
         items = [_plain(item) for item in value]
@@ -134,7 +132,7 @@ class _Reader:
         if key not in self.kwargs:
             raise CheckpointError(f"{self.path}: kwargs.{key} is missing", remedy=_REMEDY)
         value = self.kwargs[key]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, TensorLike):
             if value.numel() > 64:
                 raise CheckpointError(f"{self.path}: kwargs.{key} holds {value.numel()} numbers", remedy=_REMEDY)
             return value.tolist()

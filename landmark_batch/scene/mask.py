@@ -4,23 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from landmark_batch.errors import CheckpointError
 from landmark_batch.scene.kwargs import as_box
-from landmark_batch.scene.unpickle import StoredArray
-from landmark_batch.scene.weights import AlphaMask
+from landmark_batch.scene.stored import StoredArray, TensorLike
+from landmark_batch.scene.weights import AlphaMask, Box
 
 _KEYS = ("alphaMask.shape", "alphaMask.mask", "alphaMask.aabb")
 _REMEDY = "the file is damaged or its mask was edited: export the checkpoint again"
 
 
+@dataclass(frozen=True)
+class StoredMask:
+    """bits: packed occupancy of the voxels. shape: (Z, Y, X). aabb: the mask's own box."""
+
+    bits: NDArray[np.uint8]
+    shape: tuple[int, int, int]
+    aabb: Box
+
+    def volume(self) -> NDArray[np.bool_]:
+        """[Z, Y, X] occupancy."""
+        return np.unpackbits(self.bits, count=math.prod(self.shape)).view(np.bool_).reshape(self.shape)
+
+
+def occupancy(mask: AlphaMask | StoredMask) -> NDArray[np.bool_]:
+    """[Z, Y, X] of a mask, wherever it lies."""
+    return mask.volume() if isinstance(mask, StoredMask) else np.asarray(mask.volume.cpu().numpy())
+
+
 def read_mask(content: Mapping[Any, Any], path: Path) -> AlphaMask | None:
-    """The mask of an opened checkpoint: alphaMask.shape (1, 1, Z, Y, X), .mask (packed bits), .aabb; None without them.
+    """The mask of an opened checkpoint as the renderer takes it; None without one. Raises as `read_stored_mask`."""
+    import torch
+
+    mask = read_stored_mask(content, path)
+    return None if mask is None else AlphaMask(torch.from_numpy(mask.volume()), mask.aabb)
+
+
+def read_stored_mask(content: Mapping[Any, Any], path: Path) -> StoredMask | None:
+    """The mask of a checkpoint: alphaMask.shape (1, 1, Z, Y, X), .mask (packed bits), .aabb; None without them.
 
     Raises CheckpointError naming file, key, and the sizes that disagree.
     """
@@ -37,12 +64,11 @@ def read_mask(content: Mapping[Any, Any], path: Path) -> AlphaMask | None:
         raise CheckpointError(
             f"{path}: alphaMask.mask holds {bits.size} bytes, alphaMask.shape {shape} asks for {(count + 7) // 8}", remedy=_REMEDY
         )
-    volume = np.unpackbits(bits, count=count).reshape(shape).astype(np.bool_)
     corners = content["alphaMask.aabb"]
     if isinstance(corners, StoredArray):
         corners = _array(corners, "alphaMask.aabb", path)
-    rows = corners.tolist() if isinstance(corners, torch.Tensor | np.ndarray) and corners.shape == (2, 3) else corners
-    return AlphaMask(torch.from_numpy(volume), as_box(rows, f"{path}: alphaMask.aabb"))
+    rows = corners.tolist() if isinstance(corners, TensorLike | np.ndarray) and tuple(corners.shape) == (2, 3) else corners
+    return StoredMask(bits, shape, as_box(rows, f"{path}: alphaMask.aabb"))
 
 
 def mask_shape(value: object, path: Path) -> tuple[int, int, int]:
@@ -53,7 +79,7 @@ def mask_shape(value: object, path: Path) -> tuple[int, int, int]:
     return (sizes[-3], sizes[-2], sizes[-1])
 
 
-def read_volume(file: Path, shape: tuple[int, int, int]) -> torch.Tensor:
+def read_volume(file: Path, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
     """An occupancy volume of LandMark's edit mode: a .npy of 0 and 1, unpacked, at least Z*Y*X values. Returns [Z, Y, X] bool."""
     try:
         values = np.load(file, allow_pickle=False)
@@ -75,12 +101,12 @@ def read_volume(file: Path, shape: tuple[int, int, int]) -> torch.Tensor:
         raise CheckpointError(
             f"{file}: holds other values than 0 and 1", remedy="an occupancy volume says for each voxel: empty (0) or not (1)"
         )
-    return torch.from_numpy((flat != 0).reshape(shape))
+    return np.asarray((flat != 0).reshape(shape))
 
 
 def _bytes(value: object, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     array = _array(value, "alphaMask.mask", path) if isinstance(value, StoredArray) else value
-    if isinstance(array, torch.Tensor):
+    if isinstance(array, TensorLike):
         array = array.numpy()
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
         kind = array.dtype if isinstance(array, np.ndarray) else type(value).__name__

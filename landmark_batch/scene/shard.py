@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from landmark_batch.scene.weights import SceneConfig, SceneWeights
 
 
@@ -71,6 +70,8 @@ def cut_channels(tensor: Tensor, channels: int, shard: ChannelShard) -> Tensor:
     start, stop, width = shard.span(channels)
     if (start, stop) == (0, channels) and width == channels:
         return tensor
+    import torch
+
     part = tensor[..., start:stop]
     if stop - start == width:
         return part.clone(memory_format=torch.contiguous_format)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from landmark_batch.errors import CheckpointError, StoreError
 from landmark_batch.scene.location import SceneLocation, as_location
+from landmark_batch.scene.mask import StoredMask
 from landmark_batch.scene.shard import WHOLE, ChannelShard, cut_channels, cut_columns
 from landmark_batch.scene.store_layout import (
     ROOT,
@@ -32,6 +31,9 @@ from landmark_batch.scene.store_layout import (
 )
 from landmark_batch.scene.store_source import Retry, Source, TransientError, open_source
 from landmark_batch.scene.weights import AlphaMask, SceneConfig, SceneWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["BlockStore", "BlockTable", "is_block_store", "open_if_store"]
 
@@ -153,6 +155,8 @@ class BlockStore:
         Planes have no rows ([0, h, w, C]). shard: the share of the channels that lines and bases are cut to. Raises as
         `read_plane_into`.
         """
+        import torch
+
         share, config, head = shard or WHOLE, self.config, self.head
         density, appearance = config.density_channels, config.appearance_channels
         widths = {"density": share.span(density)[2], "app": share.span(appearance)[2]}
@@ -180,17 +184,24 @@ class BlockStore:
         )
 
     def mask(self) -> AlphaMask | None:
-        """The scene's occupancy, None without."""
+        """The scene's occupancy as the renderer takes it, None without. Raises as `read_plane_into`."""
+        import torch
+
+        mask = self.stored_mask()
+        return None if mask is None else AlphaMask(torch.from_numpy(mask.volume()), mask.aabb)
+
+    def stored_mask(self) -> StoredMask | None:
+        """The scene's occupancy, None without. Raises as `read_plane_into`."""
         note, size, box = self.head.mask, self.config.mask_size, self.head.mask_box
         if note is None or size is None or box is None:
             return None
         if note.shape != (mask_bytes(size),):
             raise CheckpointError(f"{self._source.where('mask')}: {note.shape} bytes for {size} voxels", remedy=_AGAIN)
-        bits = self._array("mask", note, np.dtype(np.uint8))
-        volume = np.unpackbits(bits, count=size[0] * size[1] * size[2]).reshape(size).view(np.bool_)
-        return AlphaMask(torch.from_numpy(volume), box)
+        return StoredMask(self._array("mask", note, np.dtype(np.uint8)), size, box)
 
     def _lines(self, table: LineTable, number: int, share: ChannelShard) -> Tensor:
+        import torch
+
         rows = 1 if self.head.cut else self.blocks
         values = np.empty((rows, table.length, table.channels), self.head.dtype)
         if self.head.cut:

@@ -13,13 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landmark_batch.errors import CheckpointError, ConfigError
-from landmark_batch.scene.location import SceneLocation
 from landmark_batch.scene.shard import WHOLE, ChannelShard
 from landmark_batch.scene.store import BlockStore
 from landmark_batch.scene.store_layout import BlockTable
 from landmark_batch.scene.tensors import grid
-from landmark_batch.scene.weights import PLANE_AXES, SceneConfig, SceneWeights
+from landmark_batch.scene.weights import PLANE_AXES, SceneWeights
 
 _MOST_THREADS = 16
 
@@ -52,23 +50,6 @@ def load_store(store: BlockStore, shard: ChannelShard | None = None, *, threads:
         density_planes=tuple(plane for table, plane in planes.items() if table.kind == "density"),
         app_planes=tuple(plane for table, plane in planes.items() if table.kind == "app"),
     )
-
-
-def check_store_options(
-    location: SceneLocation, config: SceneConfig, plane_division: tuple[int, int] | None, edit: str | None, edit_block: int | None
-) -> None:
-    """Raises ConfigError for a plane_division that is not the store's, CheckpointError for an edit: a store holds what was converted."""
-    if edit is not None or edit_block is not None:
-        wish = f"edit = {edit!r}" if edit is not None else f"edit_block = {edit_block}"
-        raise CheckpointError(
-            f"{location}: {wish}: the blocks of a store cannot be exchanged on loading",
-            remedy="make a store of it by landmark-batch convert --edit, or name the checkpoint",
-        )
-    if plane_division is not None and plane_division != config.division:
-        raise ConfigError(
-            f"{location}: plane_division = {list(plane_division)}, the store was made with {list(config.division)}",
-            remedy="leave scene.plane_division out: a store knows its own",
-        )
 
 
 class _Reader:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.geometry import clean_keys
+from landmark_batch.scene.configure import tensor_shapes
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ALL = slice(None)
@@ -19,13 +20,10 @@ _AGAIN = "export the checkpoint again from its training"
 class State:
     """The state_dict of one file under clean keys. A tensor that was taken is forgotten, so that its memory can go."""
 
-    def __init__(self, state_dict: object, path: Path) -> None:
-        if not isinstance(state_dict, Mapping):
-            raise CheckpointError(f"{path}: state_dict is a {type(state_dict).__name__}", remedy="name a .th file that LandMark wrote")
+    def __init__(self, state_dict: Mapping[Any, Any], path: Path) -> None:
         self.path = path
-        self.names = clean_keys(state_dict, path)
+        self.names, self.shapes = tensor_shapes(state_dict, path)
         self._values = {name: state_dict[key] for name, key in self.names.items()}
-        self.shapes = {name: tuple(value.shape) for name, value in self._values.items() if isinstance(value, Tensor)}
 
     def take(self, name: str) -> Tensor:
         """The tensor as the file holds it, after checks. Raises CheckpointError naming file and key."""

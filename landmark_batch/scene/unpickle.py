@@ -1,7 +1,7 @@
 """Reading a torch file as data: nothing in it is ever executed, everything it asks for is on a short list.
 
 LandMark's checkpoints are pickles that hold tensors, one numpy array (the packed alpha mask) and, once merged, objects of
-LandMark's own config classes. All numpy and config names are mapped to inert stand-ins of this module: neither numpy nor
+LandMark's own config classes. All numpy and config names are mapped to inert stand-ins (`stored`): neither numpy nor
 LandMark is called while a file is read, whatever numpy version wrote it. Every other name is refused.
 """
 
@@ -14,15 +14,11 @@ import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from landmark_batch.errors import CheckpointError
+from landmark_batch.scene.stored import ALLOWED
 
 logger = logging.getLogger(__name__)
 
@@ -34,103 +30,6 @@ _BENIGN = re.compile(  # what torch itself allows and LandMark's files ask for; 
 )
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, content, storage keys
 _LOCK = threading.Lock()  # torch's list of safe globals and Python's warning filters belong to the process
-
-
-class StoredDtype:
-    """Stand-in of numpy.dtype: remembers its code and byte order."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: object = "", *_: object) -> None:
-        self.code = code.decode("ascii") if isinstance(code, bytes) else code
-        self.order: object = "|"
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1]
-        self.order = order.decode("ascii") if isinstance(order, bytes) else order
-
-    def as_numpy(self) -> np.dtype[Any]:
-        """The numpy dtype; ValueError unless it is a plain number or bool."""
-        if not isinstance(self.code, str) or not isinstance(self.order, str) or self.code[:1] not in set("biuf"):
-            raise ValueError(f"numpy dtype {self.code!r} is not a number")
-        return np.dtype(self.code) if self.order == "|" else np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
-
-
-class StoredArray:
-    """Stand-in of numpy.ndarray: remembers shape, dtype and bytes."""
-
-    __slots__ = ("data", "dtype", "fortran", "shape")
-
-    shape: object
-    dtype: object
-    fortran: object
-    data: object
-
-    def __new__(cls, *_: object) -> StoredArray:
-        self = super().__new__(cls)
-        self.shape, self.dtype, self.fortran, self.data = (0,), None, False, b""
-        return self
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.shape, self.dtype, self.fortran, self.data = state
-
-    def as_numpy(self) -> npt.NDArray[Any]:
-        """The array, read-only. ValueError when bytes, dtype and shape do not fit together."""
-        if not isinstance(self.dtype, StoredDtype) or not isinstance(self.data, bytes | bytearray) or not isinstance(self.shape, tuple):
-            raise ValueError("not an array of numbers")
-        flat = np.frombuffer(self.data, dtype=self.dtype.as_numpy())
-        return flat.reshape(self.shape, order="F" if self.fortran else "C")
-
-
-class StoredConfig:
-    """Stand-in of LandMark's config objects: a bag of values."""
-
-    __slots__ = ("values",)
-    values: dict[object, object]
-
-    def __new__(cls, *_: object) -> StoredConfig:  # a pickle may make it without calling __init__
-        self = super().__new__(cls)
-        self.values = {}
-        return self
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        for part in state if isinstance(state, tuple) else (state,):
-            if isinstance(part, Mapping):
-                self.values.update(part)
-
-
-def _stored_array(*_: object) -> StoredArray:
-    """Stand-in of numpy's _reconstruct."""
-    return StoredArray()
-
-
-def _stored_scalar(dtype: StoredDtype, data: object = b"") -> object:
-    """Stand-in of numpy's scalar: a Python number."""
-    if not isinstance(data, bytes):
-        raise ValueError("not a number")
-    return np.frombuffer(data, dtype=dtype.as_numpy())[0].item()
-
-
-def _allow_list() -> dict[str, Callable[..., Any]]:
-    allowed: dict[str, Callable[..., Any]] = {"numpy.ndarray": StoredArray, "numpy.dtype": StoredDtype}
-    for core in ("numpy.core", "numpy._core"):  # renamed in numpy 2
-        allowed[f"{core}.multiarray._reconstruct"] = _stored_array
-        allowed[f"{core}.multiarray.scalar"] = _stored_scalar
-    for module in ("app.tools.configs", "tools.configs"):
-        allowed[f"{module}.PrintableConfig"] = StoredConfig
-        allowed[f"{module}.ArgsConfig"] = StoredConfig
-    for module in ("argparse", "configargparse"):
-        allowed[f"{module}.Namespace"] = StoredConfig
-    return allowed
-
-
-ALLOWED: dict[str, Callable[..., Any]] = _allow_list()
 
 
 def read_torch_file(path: Path) -> dict[Any, Any]:
@@ -214,6 +113,8 @@ def _check_zip(path: Path) -> bool:
 
 
 def _load(path: Path, mapped: bool) -> Any:
+    import torch
+
     allowed: list[Any] = [(function, name) for name, function in ALLOWED.items()]
     try:
         with _LOCK, warnings.catch_warnings(), torch.serialization.safe_globals(allowed):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from landmark_batch.scene.shard import ChannelShard
+    from landmark_batch.scene.shard import ChannelShard
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]  # (min xyz, max xyz), scene units
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # of dim d: columns w run along the first, rows h along the second

@@ -6,7 +6,9 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.model.settings import dense_samples, dense_step
@@ -46,6 +48,23 @@ def test_dense_samples_cross_the_diagonal() -> None:
     assert dense_step(config) == pytest.approx(0.027149122, rel=1e-6)
     assert dense_samples(config) == settings_for(config, mode="dense").samples == 293  # as in LandMark's own frames of this box
     assert settings_for(config, mode="dense", samples=50).samples == 50
+
+
+def test_dense_steps_have_the_bits_that_torch_gives_them() -> None:
+    """LandMark forms them with torch; settings are made where torch is not loaded."""
+    draw = np.random.default_rng(5)
+    for _ in range(300):
+        low = draw.normal(size=3) * 10 ** draw.uniform(-2, 3)
+        high = low + 10 ** draw.uniform(-1, 4, size=3)
+        box = (tuple(low.tolist()), tuple(high.tolist()))
+        config = make_config(aabb=box, grid_size=tuple(draw.integers(2, 4000, 3).tolist()), step_ratio=float(draw.uniform(0.01, 3)))
+        bounds = torch.tensor(box, dtype=torch.float32)
+        units = (bounds[1] - bounds[0]) / (torch.tensor(config.grid_size) - 1)
+        step = float(units.mean() * config.step_ratio)
+        assert dense_step(config) == step
+        crossing = float((bounds[1] - bounds[0]).square().sum().sqrt() / torch.tensor(step))
+        near = abs(crossing - round(crossing)) < 0.001  # torch's roots may be an ulp off
+        assert abs(dense_samples(config) - 1 - int(crossing)) <= near
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.checkpoint import load_config, load_scene
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.config import load_config
 from landmark_batch.scene.export import save_landmark_blocks, save_landmark_checkpoint
 from landmark_batch.scene.weights import SceneConfig, scene_bytes
 from tests.factories import make_scene

@@ -17,7 +17,8 @@ import zarr
 
 from landmark_batch.errors import CheckpointError, ConfigError, DiskFullError, LandmarkError
 from landmark_batch.scene import convert, store_writer
-from landmark_batch.scene.checkpoint import load_config, load_scene
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.config import load_config
 from landmark_batch.scene.convert import convert_scene
 from landmark_batch.scene.export import save_landmark_blocks, save_landmark_checkpoint
 from landmark_batch.scene.identity import scene_digest

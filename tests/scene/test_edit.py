@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.checkpoint import load_config, load_scene
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.config import load_config
 from landmark_batch.scene.export import save_landmark_block, save_landmark_blocks, save_landmark_checkpoint
 from landmark_batch.scene.weights import SceneWeights
 from tests.factories import make_scene

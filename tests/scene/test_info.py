@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from landmark_batch.errors import CheckpointError
-from landmark_batch.scene.checkpoint import load_config, load_scene
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.config import load_config
 from landmark_batch.scene.export import save_landmark_blocks, save_landmark_checkpoint
 from landmark_batch.scene.info import describe_scene
 from landmark_batch.scene.weights import SceneConfig, SceneWeights, scene_bytes

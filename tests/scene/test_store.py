@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from landmark_batch.errors import CheckpointError, StoreError
-from landmark_batch.scene.checkpoint import load_config, load_scene
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.config import load_config
 from landmark_batch.scene.convert import convert_scene
 from landmark_batch.scene.identity import scene_digest
 from landmark_batch.scene.info import describe_scene

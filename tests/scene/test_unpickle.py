@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from landmark_batch.errors import CheckpointError
 from landmark_batch.scene.checkpoint import load_scene
-from landmark_batch.scene.unpickle import ALLOWED, StoredArray, read_torch_file
+from landmark_batch.scene.stored import ALLOWED, StoredArray
+from landmark_batch.scene.unpickle import read_torch_file
 from tests.scene.conftest import read_raw
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import RenderJob
-from landmark_batch.scene.checkpoint import load_config
+from landmark_batch.scene.config import load_config
 from landmark_batch.scene.export import save_landmark_checkpoint
 from landmark_batch.scene.weights import scene_bytes
 from landmark_batch.workflows.machine import Gpu, Machine, place_workers

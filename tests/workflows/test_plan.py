@@ -15,7 +15,7 @@ from landmark_batch.errors import CameraError, CheckpointError, ConfigError, Dis
 from landmark_batch.frames.resume import ResumePlan
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
 from landmark_batch.job import RenderJob
-from landmark_batch.scene.checkpoint import load_config
+from landmark_batch.scene.config import load_config
 from landmark_batch.scene.export import save_landmark_checkpoint
 from landmark_batch.workflows import plan as plan_module
 from landmark_batch.workflows.machine import Gpu, Machine
