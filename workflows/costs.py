@@ -6,9 +6,9 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from landmark_batch.frames.fingerprint import flight_digest
 from landmark_batch.workflows.itinerary import RAY_COST
 from landmark_batch.workflows.predicted import write_array
 from landmark_batch.workflows.request import RenderRequest
+
+if TYPE_CHECKING:
+    from landmark_batch.scene.mask import StoredMask
+    from landmark_batch.scene.weights import SceneConfig
 
 Float64 = NDArray[np.float64]
 
@@ -146,38 +150,32 @@ def _counted(request: RenderRequest, frames: NDArray[np.int64], cache: Path) -> 
 
 
 def _count(request: RenderRequest, frames: NDArray[np.int64]) -> Float64:
-    import torch
-
-    from landmark_batch.fetching.sample_count import estimate_samples
-    from landmark_batch.model.sampling import Sampler
+    from landmark_batch.fetching.sample_count import SampleCounter
     from landmark_batch.model.settings import resolve_settings
-    from landmark_batch.workflows.worker import kernel_source
 
     config, mask = _config_and_mask(request)
-    settings = resolve_settings(request.job, config, device=request.device, kernels=kernel_source())
-    sampler, flight = Sampler(config, settings, mask, torch.device("cpu")), request.flight
-    counts = [
-        estimate_samples(sampler, settings.pixel_center, flight.c2w[i], flight.intrinsics[i], flight.width, flight.height) for i in frames
-    ]
+    job = request.job.model_copy(update={"model": request.job.model.model_copy(update={"runtime": "torch"})})  # samples are those of any
+    settings = resolve_settings(job, config)
+    counter, flight = SampleCounter(config, settings, mask), request.flight
+    counts = [counter.estimate(flight.c2w[i], flight.intrinsics[i].tolist(), flight.width, flight.height) for i in frames]
     return np.asarray(counts, dtype=np.float64)
 
 
-def _config_and_mask(request: RenderRequest) -> tuple[Any, Any]:
-    """SceneConfig and AlphaMask of a checkpoint, its edit applied, without its planes."""
-    from landmark_batch.scene.assemble import configure, open_checkpoint
+def _config_and_mask(request: RenderRequest) -> tuple[SceneConfig, StoredMask | None]:
+    """Of a checkpoint, its edit applied, without its planes."""
+    from landmark_batch.scene.configure import configure, open_head
     from landmark_batch.scene.edit import check_edit
     from landmark_batch.scene.layout import find_scene_files
     from landmark_batch.scene.location import as_location
-    from landmark_batch.scene.mask import read_mask, read_volume
-    from landmark_batch.scene.weights import AlphaMask
+    from landmark_batch.scene.mask import read_stored_mask, read_volume
     from landmark_batch.workflows.request import checkpoint_of
 
     scene = request.job.scene
     files = find_scene_files(Path(as_location(checkpoint_of(request.job))))
-    first = open_checkpoint(files.paths[0], files)
+    first = open_head(files.paths[0], files)
     config = configure(files, first, scene.plane_division)[0]
-    mask = read_mask(first.content, first.path)
+    mask = read_stored_mask(first.content, first.path)
     if scene.edit is not None and mask is not None:
-        z, y, x = mask.volume.shape
-        mask = AlphaMask(read_volume(check_edit(config, files, scene.edit, scene.edit_block).volume, (z, y, x)), mask.aabb)
+        volume = read_volume(check_edit(config, files, scene.edit, scene.edit_block).volume, mask.shape)
+        mask = replace(mask, bits=np.packbits(volume))
     return config, mask

@@ -71,7 +71,7 @@ def _by_regions(request: RenderRequest, report: FetchReport, chunks: Sequence[Se
     assert request.blocks is not None
     store, flight, slots = BlockStore.open(checkpoint_of(request.job)), request.flight, report.slots
     settings = resolve_settings(request.job, store.config, device=request.device, kernels=kernel_source())
-    frustum = FrustumBlocks(store.config, settings, store.mask(), store.division)
+    frustum = FrustumBlocks(store.config, settings, store.stored_mask(), store.division)
     parallel = request.job.parallel
     rule = region_rule(GroupShape(parallel.tensor_parallel, parallel.data_parallel), settings, request.device)
 

@@ -139,7 +139,7 @@ def _seen(store: object, settings: RenderSettings, flight: Flight, cache: Path) 
         except ConfigError:
             logger.info("%s is damaged: computed again", file)
     with _main_stays_out():
-        found = flight_blocks(store.config, settings, store.mask(), store.division, flight, processes=usable_cores())
+        found = flight_blocks(store.config, settings, store.stored_mask(), store.division, flight, processes=usable_cores())
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         found.save(file)

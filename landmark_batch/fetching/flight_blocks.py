@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import ConfigError
 from landmark_batch.model.settings import RenderSettings
 from landmark_batch.object_path import StorePath, whole_file
+from landmark_batch.scene.mask import StoredMask
 from landmark_batch.scene.weights import AlphaMask, SceneConfig
 
 from .visibility import FrustumBlocks
@@ -69,7 +69,7 @@ class FlightBlocks:
 def flight_blocks(
     config: SceneConfig,
     settings: RenderSettings,
-    mask: AlphaMask | None,
+    mask: AlphaMask | StoredMask | None,
     division: tuple[int, int],
     flight: Flight,
     *,
@@ -113,7 +113,6 @@ _opened: list[tuple[FrustumBlocks, int, int]] = []  # of a worker process: what 
 
 
 def _open(visible: FrustumBlocks, width: int, height: int) -> None:
-    torch.set_num_threads(1)
     _opened[:] = [(visible, width, height)]
 
 

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from landmark_batch.model.pool import TilePool
-from landmark_batch.model.sampling import Sampler
 from landmark_batch.model.settings import RenderSettings, dense_step
+from landmark_batch.scene.mask import StoredMask, occupancy
 from landmark_batch.scene.weights import AlphaMask, SceneConfig
 
 from .occupancy_tree import ROUNDING, OccupancyTree, build_tree, rounding_of
-from .sample_count import estimate_samples
+from .sample_count import SampleCounter
 
 Bools = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
@@ -55,32 +53,25 @@ class FrustumBlocks:
     on its resolution.
     """
 
-    def __init__(self, config: SceneConfig, settings: RenderSettings, mask: AlphaMask | None, division: tuple[int, int]) -> None:
+    def __init__(
+        self, config: SceneConfig, settings: RenderSettings, mask: AlphaMask | StoredMask | None, division: tuple[int, int]
+    ) -> None:
         self.config, self.settings, self.mask, self.division = config, settings, mask, division
         mask_box = mask.aabb if mask is not None else config.aabb
         self._step = dense_step(config) if settings.mode == "dense" else 0.0
         self._rounding = rounding_of(config.aabb, settings.aabb, mask_box)
-        volume = mask.volume.cpu().numpy() if mask is not None else None
+        volume = occupancy(mask) if mask is not None else None
         self.tree: OccupancyTree = build_tree(config, settings.aabb, division, volume, mask_box)
         logger.debug("occupied space: %d boxes in %.1f MB", self.tree.nodes, self.tree.nbytes / 1e6)
-        self._sampler: Sampler | None = None
-        self._pool = TilePool(1)
+        self._counter: SampleCounter | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_sampler": None}
-        del state["_pool"]
-        if self.mask is not None:
-            volume = self.mask.volume.cpu().numpy()
-            state["mask"] = (np.packbits(volume), volume.shape, self.mask.aabb)
+        state = self.__dict__ | {"_counter": None}
+        if self.mask is not None and not isinstance(self.mask, StoredMask):
+            volume = occupancy(self.mask)
+            z, y, x = volume.shape
+            state["mask"] = StoredMask(np.packbits(volume), (z, y, x), self.mask.aabb)
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._pool = TilePool(1)
-        if self.mask is not None:
-            bits, shape, box = state["mask"]
-            volume = np.unpackbits(bits, count=int(np.prod(shape))).view(np.bool_).reshape(shape)
-            self.mask = AlphaMask(torch.from_numpy(volume), box)
 
     def blocks(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> Int32:
         """Blocks, ascending, that a frame's valid samples can touch: never short, some more than are.
@@ -100,10 +91,9 @@ class FrustumBlocks:
 
     def samples(self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int) -> int:
         """About how many samples of a frame survive box and mask: counted on a sparse grid of its rays. Arguments as `blocks`."""
-        if self._sampler is None:
-            self._sampler = Sampler(self.config, self.settings, self.mask, torch.device("cpu"))
-        sampler, center = self._sampler, self.settings.pixel_center
-        return next(self._pool.map(lambda lens: estimate_samples(sampler, center, c2w, lens, width, height), [intrinsics]))
+        if self._counter is None:
+            self._counter = SampleCounter(self.config, self.settings, self.mask)
+        return self._counter.estimate(c2w, intrinsics, width, height)
 
     def _views(self, pose: Float64, lens: Float64, width: int, height: int, pad: float) -> Iterator[_View]:
         """The pyramids that hold all samples of a frame which can lie in the box."""
