@@ -15,10 +15,11 @@ from landmark_batch.chunks import format_frame_ranges, split_frames
 from landmark_batch.errors import ConfigError
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob, load_job
-from landmark_batch.workflows.bench_commands import Launch, start_up, time_command
+from landmark_batch.workflows.bench_commands import Launch
 from landmark_batch.workflows.bench_job import JobBench, place
 from landmark_batch.workflows.bench_report import BenchReport, Findings, Tell
 from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
+from landmark_batch.workflows.bench_start import StartBench, fresh_path
 from landmark_batch.workflows.in_hand import chunk_frames
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
 from landmark_batch.workflows.request import scene_request
@@ -26,8 +27,6 @@ from landmark_batch.workflows.warm import WarmStart
 
 PARTS = ("render", "start", "write", "export", "scheduling")
 DEMO_FRAMES = 24  # of the demo's flight, where nobody says how many
-START_FRAMES = 4  # of the command whose start is measured
-START_BAR = 5.0  # seconds from command to first frame, warm, on a GPU
 
 
 def run_bench(
@@ -73,7 +72,7 @@ def run_bench(
         bench.export()
     if "scheduling" in parts:
         demo = bench.demo() if launch is not None and simulated_frames > LEFT_OUT else None  # else there is no store to go on with
-        place_ = _fresh(folder / "simulated")
+        place_ = fresh_path(folder / "simulated")
         place_.mkdir()
         bench_scheduling(place_, simulated_frames, simulated_seconds, simulated_chunk, found, machine=machine, demo=demo, launch=launch)
     return BenchReport(tuple(found.rows), tuple(found.bars), bench.described, machine.as_dict())
@@ -127,29 +126,14 @@ class _Bench:
         JobBench(self.folder, self.job, self.request, self.placement, self.machine, self.found, self.warm).measure()
 
     def start(self, launch: Launch, settings: Sequence[str]) -> None:
-        """From command to first frame by stage: `render` of a few frames in a process of its own, twice; the second is warm."""
-        if self.job.path is None:
-            return
-        store = _fresh(self.folder / "start.zarr")
-        frames = format_frame_ranges(self.request.wanted[:START_FRAMES])
-        words = ["render", str(self.job.path), "-o", str(store), "--frames", frames, "--overwrite", "--no-dashboard", "--no-latest"]
-        words += [word for setting in settings for word in ("--set", setting)]
-        self.found.tell(f"render of {START_FRAMES} frames, in a new process, twice")
-        runs = [time_command(launch, words, self.folder / "command.txt", log=store.with_suffix(".log")) for _ in range(2)]
-        warm = start_up(runs[1])
-        note = f"warm; {self.placement.device_name}; CPU of all processes {runs[1].cpu:.1f} s, first time {start_up(runs[0]).total:.2f} s"
-        self.found.add("start", "from command to the first finished chunk", warm.total, "s", note)
-        for stage, seconds in warm.seconds.items():
-            self.found.add("start", f"  {stage}", seconds, "s")
-        if self.placement.gpus:
-            self.found.bar("from command to first frame, warm", warm.total, START_BAR, "s")
+        StartBench(self.folder, self.job, self.request, self.placement, self.found, launch, settings).measure()
 
     def write(self) -> None:
         """The frames of the job, committed again by one writer, in chunks of the job."""
         store = FrameStore.open(self.job.store_path)
         spec, wanted = store.spec, self.request.wanted
         target = FrameStore.create(
-            _fresh(self.folder / "write.zarr"), spec, self.request.flight, self.request.settings, info=self.request.info
+            fresh_path(self.folder / "write.zarr"), spec, self.request.flight, self.request.settings, info=self.request.info
         )
         self.found.tell(f"store writing, {len(wanted)} frames")
         reading = writing = 0.0
@@ -174,7 +158,7 @@ class _Bench:
         if "rgb" not in self.request.spec.names:
             return
         self.found.tell(f"export of {count} images and a film")
-        images = export_images(store, _fresh(self.folder / "images"), frames=self.request.wanted, force=True)
+        images = export_images(store, fresh_path(self.folder / "images"), frames=self.request.wanted, force=True)
         self.found.add("export", "images, png", count / images.seconds, "frames/s", f"{images.bytes / 1e6:.1f} MB")
         film = export_video(store, self.folder / "bench.mp4", frames=self.request.wanted, job_fps=self.job.video.fps)
         self.found.add("export", f"film, {film.codec}", count / film.seconds, "frames/s", f"{film.bytes / 1e6:.2f} MB")
@@ -186,12 +170,3 @@ class _Bench:
         started = time.perf_counter()
         yield took
         took[0] = time.perf_counter() - started
-
-
-def _fresh(path: Path) -> Path:
-    """A path beside earlier ones where nothing is."""
-    for number in range(1_000_000):
-        candidate = path if number == 0 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        if not candidate.exists():
-            return candidate
-    raise ConfigError(f"{path.parent}: too many earlier benches", remedy="empty that folder")

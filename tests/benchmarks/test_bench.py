@@ -15,14 +15,15 @@ from landmark_batch.commands.bench import _launch
 from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.events import ChunkDone, ChunkStarted
 from landmark_batch.frames.store import FrameStore
-from landmark_batch.job import RenderJob
+from landmark_batch.job import RenderJob, load_job
 from landmark_batch.workflows.bench import run_bench
 from landmark_batch.workflows.bench_commands import TimedCommand, start_up, time_command
 from landmark_batch.workflows.bench_job import disk_rate
 from landmark_batch.workflows.bench_report import BenchBar, BenchReport, Findings
 from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
+from landmark_batch.workflows.bench_start import StandingCluster
 from landmark_batch.workflows.bench_usage import UsageWatch
-from landmark_batch.workflows.machine import describe_machine
+from landmark_batch.workflows.machine import Placement, describe_machine
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.simulated import scheduling_cost
 from tests.workflows.conftest import _own_cache, inline, make_job, scene_dir
@@ -199,6 +200,64 @@ def test_stages_of_a_start_add_up() -> None:
     assert start.total == pytest.approx(4.9)
     assert start.seconds["scene and kernels"] == pytest.approx(1.2)
     assert start_up(TimedCommand(1.0, 1.0, "")).total == 0.0
+
+
+CLUSTER = """
+import datetime, json, pathlib, signal, sys
+words = sys.argv[1:]
+def after(word):
+    return words[words.index(word) + 1]
+if words[0] == "scheduler":
+    pathlib.Path(after("--scheduler-file")).write_text(json.dumps({"address": "tcp://here:1"}))
+    signal.pause()
+elif words[0] == "worker":
+    for number in range(int(after("--workers"))):
+        print(f"w{number} is at {words[1]} as tcp://here:2", flush=True)
+    signal.pause()
+stands = "--scheduler" in words
+assert not stands or (after("--scheduler"), after("--runtime")) == ("tcp://here:1", "torch")
+said = f"start-up: command {0.5 if stands else 1.5:.2f} s, workers 0.10 s", "JobStarted", "ChunkStarted", "ChunkDone"
+with open(after("-o").replace(".zarr", ".log"), "a") as log:
+    for line in said:
+        moment = datetime.datetime.now() + datetime.timedelta(seconds=0.75 if stands else 1.75)
+        log.write(f"{moment:%Y-%m-%d %H:%M:%S},{moment.microsecond // 1000:03d} INFO x: {line}\\n")
+"""
+
+
+def test_the_start_is_measured_with_own_workers_and_with_standing_ones(scene_dir: Path, tmp_path: Path) -> None:
+    job, folder = tmp_path / "job.toml", tmp_path / "bench"
+    job.write_text(
+        f'[scene]\ncheckpoint = "{scene_dir / "scene.th"}"\n[cameras]\nfile = "{scene_dir / "path.json"}"\n'
+        '[model]\nruntime = "torch"\n[parallel]\ndevice = "cpu"\nworkers = 2\n'
+    )
+    started: list[int] = []
+
+    def launch(words: Sequence[str], output: Path) -> int:
+        started.append(run_python(CLUSTER)(words, output))
+        return started[-1]
+
+    report = run_bench(folder, load_job(job), parts=("start",), launch=launch)
+    totals = [row.value for row in report.rows if not row.what.startswith(" ")]
+    assert len(totals) == 2 and totals[0] > 1.7 and 0.7 < totals[1] < totals[0]
+    stages = [row.what.strip() for row in report.rows if row.what.startswith(" ")]
+    assert stages == ["command", "workers", "driver", "scene and kernels", "first chunk"] * 2
+    assert not report.bars, "the bar is a GPU's"
+    assert len(started) == 6 and not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_cluster_that_does_not_come_up_is_told_and_ended(tmp_path: Path) -> None:
+    place = Placement("cpu", 1, (), "cpu")
+    program = CLUSTER.replace('"worker":', '"worker":\n    raise SystemExit("no GPU to be had")\nelif words[0] == "none":')
+    started: list[int] = []
+
+    def launch(words: Sequence[str], output: Path) -> int:
+        opened = (os.POSIX_SPAWN_OPEN, 2, str(output), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        started.append(os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", program, *words], os.environ, file_actions=[opened]))
+        return started[-1]
+
+    with pytest.raises(GroupError, match="worker did not come up: no GPU to be had"), StandingCluster(launch, tmp_path, place):
+        pytest.fail("it came up")
+    assert len(started) == 2 and not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 def test_commands_run_in_a_process_of_their_own(tmp_path: Path) -> None:
