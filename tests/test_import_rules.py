@@ -174,7 +174,7 @@ def test_the_ground_floor_knows_no_room_and_no_torch(name: str) -> None:
 
 
 def test_what_shall_start_quickly_imports_no_torch() -> None:
-    """--help, every command's --help, and status, in a process of their own."""
+    """--help, every command's --help, status, info, plan, and the client of a cluster, in a process of their own."""
     program = (
         "import sys\n"
         "from landmark_batch.cli import COMMANDS, cli\n"
@@ -185,6 +185,10 @@ def test_what_shall_start_quickly_imports_no_torch() -> None:
         "from landmark_batch.frames.store import FrameStore\n"
         "from landmark_batch.frames.owner import store_owners\n"
         "assert not {'torch', 'dask', 'distributed'} & set(sys.modules), 'status'\n"
+        "import landmark_batch.scene.info, landmark_batch.workflows.plan\n"
+        "assert not {'torch', 'distributed'} & set(sys.modules), 'info and plan'\n"
+        "import landmark_batch.workflows.render, landmark_batch.workflows.cluster, landmark_batch.fetching.flight_blocks\n"
+        "assert 'torch' not in sys.modules, 'a client'\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ from landmark_batch.workflows.cluster import SETTINGS
 from landmark_batch.workflows.hosts import LOOPBACK_PAGE, Rank, end_process, own_host, quiet_dask
 from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.nanny import RenderNanny, die_with_parent
+from landmark_batch.workflows.warm import PRELOADED
 from landmark_batch.workflows.worker import begin_drain, drained
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ async def _serve(rank: Rank, link: Connection, drain_seconds: float) -> None:
             security=rank.tls.security() if rank.tls else None,
             memory_limit=0,
             dashboard_address=LOOPBACK_PAGE,
+            preload=[PRELOADED],  # by the worker, before it is up: its first job is not to wait for that
+            preload_argv=[],
             log=str(rank.log) if rank.log is not None else None,
         )
         starting = asyncio.ensure_future(nanny.start())

@@ -15,6 +15,7 @@ import psutil
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import ParallelSection
+from landmark_batch.kernels.torch_build import torch_build
 from landmark_batch.parallel.shape import GroupShape, check_worker_count
 
 MEMORY_SHARE = 0.8  # of the machine's memory that workers may plan to use
@@ -74,15 +75,18 @@ class Placement:
         return asdict(self)
 
 
-def describe_machine(root: Path = Path("/")) -> Machine:
-    """Look at this machine. root: where /dev, /proc and /sys stand (tests put others there)."""
-    import torch
+def describe_machine(root: Path = Path("/"), *, renders: bool = True) -> Machine:
+    """Look at this machine. root: where /dev, /proc and /sys stand (tests put others there). renders: False leaves its GPUs out.
 
-    gpus, trouble = _torch_gpus()
-    present = gpus_present(root)
+    Torch is imported only where it may find a GPU: its import takes seconds.
+    """
+    torch = torch_build()
+    has_gpus = torch.cuda is not None or torch.hip is not None
+    gpus, trouble = _torch_gpus() if renders and has_gpus and _may_have_gpus(root) else ((), None)
+    present = gpus_present(root) if renders else 0
     problem = None
     if present and not gpus and not _hidden():
-        problem = trouble or ("this torch was built without CUDA" if torch.version.cuda is None else "torch.cuda finds no device")
+        problem = trouble or ("this torch was built without CUDA" if torch.cuda is None else "torch.cuda finds no device")
     return Machine(
         host=socket.gethostname(),
         cpu=_cpu_name(root),
@@ -91,8 +95,8 @@ def describe_machine(root: Path = Path("/")) -> Machine:
         gpus=gpus,
         gpus_present=present,
         gpu_problem=problem,
-        torch=str(torch.__version__),
-        torch_cuda=torch.version.cuda,
+        torch=torch.version,
+        torch_cuda=torch.cuda,
     )
 
 
@@ -263,6 +267,12 @@ def gpus_present(root: Path) -> int:
     """NVIDIA GPUs by the driver's own files, so that a machine whose torch is blind is not taken for one without GPUs."""
     listed = len(list(root.glob("proc/driver/nvidia/gpus/*")))
     return listed or sum(path.name.removeprefix("nvidia").isdigit() for path in root.glob("dev/nvidia*"))
+
+
+def _may_have_gpus(root: Path) -> bool:
+    """Whether a driver that torch could ask for GPUs has a file here: NVIDIA's, also on boards and inside Windows, or AMD's."""
+    known = ("dev/dxg", "dev/kfd", "dev/nvmap", "dev/nvhost-gpu")
+    return gpus_present(root) > 0 or any((root / name).exists() for name in (*known, "dev/nvidiactl"))
 
 
 def _cpu_name(root: Path) -> str:

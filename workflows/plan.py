@@ -47,11 +47,11 @@ def make_plan(
     cluster renders, this machine's devices do not count. machine: default this one.
     Raises ConfigError, CheckpointError, CameraError, StoreError, FramesDifferError, DiskFullError: whatever `render` would refuse.
     """
-    machine = machine or describe_machine()
+    machine = machine or describe_machine(renders=scheduler is None)
     device = choose_device(job.parallel, machine) if scheduler is None else job.parallel.device.replace("auto", "cpu")
-    return plan_request(
-        scene_request(job, device, machine if scheduler is None else None), machine, update=update, overwrite=overwrite, scheduler=scheduler
-    )
+    here = scheduler is None
+    request = scene_request(job, device, machine if here else None, elsewhere=not here)
+    return plan_request(request, machine, update=update, overwrite=overwrite, scheduler=scheduler)
 
 
 def plan_request(

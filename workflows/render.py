@@ -114,8 +114,8 @@ def run_render(
     worker, GroupError when no worker can go on: finished frames stand, the same call resumes.
     """
     started, clock = time.time(), StartClock()
-    machine = machine or describe_machine()
     elsewhere = scheduler or ("cluster" if cluster is not None else None)
+    machine = machine or describe_machine(renders=elsewhere is None)
     flags = {"update": update, "overwrite": overwrite, "scheduler": elsewhere}
     plan = make_plan(job, machine=machine, **flags) if request is None else plan_request(request, machine, **flags)  # type: ignore[arg-type]
     clock.done("plan")

@@ -8,6 +8,8 @@ import pytest
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import ParallelSection
+from landmark_batch.kernels.torch_build import torch_build
+from landmark_batch.workflows import machine as machines
 from landmark_batch.workflows.machine import Gpu, Machine, choose_device, describe_machine, place_workers, usable_cores, usable_memory
 from landmark_batch.workflows.worker import gpu_environment
 
@@ -42,6 +44,21 @@ def test_gpus_that_torch_cannot_see_are_found_by_their_files(tmp_path: Path, mon
     hidden = describe_machine(tmp_path)
     assert hidden.gpu_problem is None
     assert choose_device(ParallelSection(), hidden) == "cpu"
+
+
+def test_a_client_of_a_cluster_does_not_ask_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_torch_gpus", lambda: pytest.fail("torch was asked"))
+    monkeypatch.setattr(machines, "torch_build", lambda: replace(torch_build(), cuda="13.0"))
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    found = describe_machine(tmp_path, renders=False)
+    assert (found.gpus, found.gpus_present, found.gpu_problem, found.torch_cuda) == ((), 0, None, "13.0")
+    assert describe_machine(tmp_path / "none").gpus == (), "where no driver is there is no GPU to ask for"
+    monkeypatch.setattr(machines, "_torch_gpus", lambda: ((Gpu(0, "H100", 80 * GIB),), None))
+    for name in ("nvidia0", "dxg", "kfd", "nvidiactl"):
+        (tmp_path / name / "dev").mkdir(parents=True)
+        (tmp_path / name / "dev" / name).touch()
+        assert describe_machine(tmp_path / name).gpus == (Gpu(0, "H100", 80 * GIB),)
 
 
 def test_limits_of_a_container_count(tmp_path: Path) -> None:
