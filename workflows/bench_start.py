@@ -44,7 +44,7 @@ class StandingCluster:
         place = self._placement
         file, said = self._folder / "scheduler.json", self._folder / "worker.txt"
         file.unlink(missing_ok=True)
-        devices = ["--gpus", ",".join(map(str, place.gpus))] if place.gpus else ["--workers", str(place.workers)]
+        devices = ["--gpus", "".join(f"{number}," for number in place.gpus)] if place.gpus else ["--workers", str(place.workers)]
         try:
             self._start(["scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)], self._folder / "scheduler.txt")
             self._wait(file.is_file, self._folder / "scheduler.txt")

@@ -20,13 +20,14 @@ import torch
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.model.device_trace import DeviceTrace
-from landmark_batch.model.profile import Range, Recorder
+from landmark_batch.model.profile import AT_ONCE, Range, Recorder
 
 LIMIT = 500_000  # events of a file: what a viewer still opens
 FLUSH_SECONDS = 2.0
 PAUSE = 0.05  # seconds between two times that what was noted is written
 PROFILER = "profiler"  # range of a thread that stands still while kernels begin to be recorded, or their records are written
-STEPWISE = 16  # frames at the beginning whose every step is recorded, and then of how many one is
+STEPWISE = 16  # frames at the beginning whose every step is recorded
+STEPWISE_OF = 64  # frames after these, of which one is
 KERNEL_SECONDS = 5.0  # of a job, for which every kernel of the GPU is recorded
 _NOTICEABLE = 1e-3  # seconds of it that are told
 
@@ -64,9 +65,9 @@ class Timeline(Recorder):
     settle_after = LIMIT  # the thread looks them up
 
     def stepwise(self) -> bool:
-        """Of the first frames, and of one of sixteen: the others are rendered as without a trace, and are one range on the device."""
+        """Of the first frames, and of one of many: the others are rendered as without a trace, and are one range on the device."""
         self._frames += 1
-        return self._frames <= STEPWISE or self._frames % STEPWISE == 0
+        return self._frames <= STEPWISE or self._frames % STEPWISE_OF == 0
 
     def receive(self, found: Range) -> None:
         self._found.append(found)
@@ -77,8 +78,12 @@ class Timeline(Recorder):
             self._write_found()
 
     def _write_found(self) -> None:
+        written = 0
         while self._found:
             self._write_range(self._found.popleft())
+            written += 1
+            if written % AT_ONCE == 0:
+                time.sleep(0)  # Python's lock is those threads' that wait for it
 
     def _write_range(self, found: Range) -> None:
         if self._events >= LIMIT:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from landmark_batch.commands.bench import _launch
+from landmark_batch.commands.job_source import parse_gpus
 from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.events import ChunkDone, ChunkStarted
 from landmark_batch.frames.store import FrameStore
@@ -41,7 +42,10 @@ def lines() -> Iterator[list[str]]:
 def run_python(program: str) -> Callable[[Sequence[str], Path], int]:
     """A launcher of a Python program in place of this one's commands; it gets their words and writes to the file."""
 
+    said: list[Sequence[str]] = []
+
     def launch(words: Sequence[str], output: Path) -> int:
+        said.append(words)
         opened = (os.POSIX_SPAWN_OPEN, 1, str(output), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         return os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", program, *words], os.environ, file_actions=[opened])
 
@@ -245,18 +249,26 @@ def test_the_start_is_measured_with_own_workers_and_with_standing_ones(scene_dir
     assert len(started) == 6 and not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_cluster_that_does_not_come_up_is_told_and_ended(tmp_path: Path) -> None:
-    place = Placement("cpu", 1, (), "cpu")
+@pytest.mark.parametrize("gpus", [(), (0,), (1, 3)])
+def test_a_cluster_that_does_not_come_up_is_told_and_ended(tmp_path: Path, gpus: tuple[int, ...]) -> None:
+    """Its worker was asked for the devices of the job: --gpus 1 would be one, whichever."""
+    place = Placement("cuda" if gpus else "cpu", 1, gpus, "some device")
     program = CLUSTER.replace('"worker":', '"worker":\n    raise SystemExit("no GPU to be had")\nelif words[0] == "none":')
     started: list[int] = []
 
+    said: list[Sequence[str]] = []
+
     def launch(words: Sequence[str], output: Path) -> int:
+        said.append(words)
         opened = (os.POSIX_SPAWN_OPEN, 2, str(output), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         started.append(os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", program, *words], os.environ, file_actions=[opened]))
         return started[-1]
 
     with pytest.raises(GroupError, match="worker did not come up: no GPU to be had"), StandingCluster(launch, tmp_path, place):
         pytest.fail("it came up")
+    asked = said[1][said[1].index("--device") + 1 :]
+    assert asked == (["cuda", "--gpus", asked[2]] if gpus else ["cpu", "--workers", "1"])
+    assert not gpus or tuple(parse_gpus(asked[2])) == gpus
     assert len(started) == 2 and not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 

@@ -16,7 +16,7 @@ from tests.fetching.cached import NAMES, assert_holds, expected, make_store
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")]
 
 BLOCKS = 6
-LONG = 1_600_000_000  # clock cycles that a kernel idles: about a second, so that a busy host is not later than it
+LONG = 1_600_000_000  # clock cycles that a kernel idles: about a second, so that a busy host is not later
 SHORT = 10_000_000
 
 
@@ -127,7 +127,7 @@ def test_a_wait_of_the_device_is_a_stall(store: BlockStore, truth: list[dict[str
     rows = torch.tensor([1], device="cuda")
     cache.expect([[0], [1], [1]])
     with cache.hold([0]):
-        pass
+        read_slots(cache, rows)  # a kernel that is loaded for the first time waits for the device
     wait_for_reads(cache, 2)
     torch.cuda.synchronize()
     before = cache.stats.as_dict()
