@@ -36,6 +36,7 @@ class FramesAhead:
         self._renderer = renderer
         self._begin = getattr(renderer, "begin", None)
         self._most = frames_ahead(pixels) if overlap else 0
+        self._ahead = 0  # until one frame is done: it may show that buffers have to grow, and those begun before that are rendered twice
         self._begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
 
     def frames(self, cameras: Cameras, following: Callable[[], Cameras | None] = lambda: None) -> Iterator[tuple[int, RenderedFrame]]:
@@ -57,16 +58,18 @@ class FramesAhead:
         after: Iterator[tuple[int, Camera]] | None = None
         try:
             while left:
-                while todo and len(self._begun) <= self._most:
+                while todo and len(self._begun) <= self._ahead:
                     self._begin_one(*todo.popleft())
-                if after is None and not todo and len(self._begun) <= self._most:
+                if after is None and not todo and len(self._begun) <= self._ahead:
                     found = following()
                     after = None if found is None else iter(found)
                 if after is not None:
                     self._begin_following(after)
                 frame, finish = self._begun.popleft()
                 left -= 1
-                yield frame, finish()
+                done = finish()
+                self._ahead = self._most
+                yield frame, done
         except BaseException:
             self.drop()
             raise
@@ -81,7 +84,7 @@ class FramesAhead:
 
     def _begin_following(self, cameras: Iterator[tuple[int, Camera]]) -> None:
         """One that cannot be begun fails where it is asked for."""
-        while len(self._begun) <= self._most and (coming := next(cameras, None)) is not None:
+        while len(self._begun) <= self._ahead and (coming := next(cameras, None)) is not None:
             try:
                 self._begin_one(*coming)
             except Exception as error:  # noqa: BLE001

@@ -45,6 +45,15 @@ class _Begun:
         return Frame(self.frame, self.renderer)
 
 
+def ahead_of(renderer: Beginner, *, pixels: int = PIXELS, overlap: bool = True) -> FramesAhead:
+    """One that has given a frame already."""
+    frames = FramesAhead(renderer, pixels=pixels, overlap=overlap)
+    assert len(list(frames.frames(cameras(1000), lambda: cameras(1001)))) == 1
+    assert renderer.events == [("begin", 1000), ("finish", 1000)], "nothing is begun before the first is done"
+    renderer.events.clear()
+    return frames
+
+
 def cameras(*frames: int) -> Cameras:
     return ((frame, (np.eye(4)[:3], LENS, 4, 3)) for frame in frames)
 
@@ -55,7 +64,7 @@ def numbers(renderer: Renderer, what: str) -> list[int]:
 
 def test_frames_are_begun_before_one_is_taken() -> None:
     renderer = Beginner()
-    frames = FramesAhead(renderer, pixels=PIXELS, overlap=True)
+    frames = ahead_of(renderer)
     assert [frame for frame, _ in frames.frames(cameras(*range(5)))] == list(range(5))
     begins = [("begin", frame) for frame in range(frames_ahead(PIXELS) + 1)]
     assert renderer.events[: frames_ahead(PIXELS) + 3] == [*begins, ("finish", 0), ("begin", frames_ahead(PIXELS) + 1)]
@@ -66,20 +75,20 @@ def test_frames_are_begun_before_one_is_taken() -> None:
 def test_large_frames_are_begun_one_ahead(pixels: int, frames: int) -> None:
     assert frames_ahead(pixels) == frames
     renderer = Beginner()
-    assert len(list(FramesAhead(renderer, pixels=pixels, overlap=True).frames(cameras(*range(8))))) == 8
+    assert len(list(ahead_of(renderer, pixels=pixels).frames(cameras(*range(8))))) == 8
     assert renderer.events.index(("finish", 0)) == frames + 1
 
 
 def test_without_overlap_a_frame_is_begun_when_the_last_is_taken() -> None:
     renderer = Beginner()
-    found = list(FramesAhead(renderer, pixels=PIXELS, overlap=False).frames(cameras(0, 1, 2), lambda: cameras(3)))
+    found = list(ahead_of(renderer, overlap=False).frames(cameras(0, 1, 2), lambda: cameras(3)))
     assert len(found) == 3
     assert renderer.events == [(what, frame) for frame in range(3) for what in ("begin", "finish")]
 
 
 def test_the_first_frames_of_the_next_chunk_are_begun_before_the_last_of_this_one_is_taken() -> None:
     renderer = Beginner()
-    frames = FramesAhead(renderer, pixels=PIXELS, overlap=True)
+    frames = ahead_of(renderer)
     assert len(list(frames.frames(cameras(0, 1, 2), lambda: cameras(10, 11, 12, 13)))) == 3
     assert renderer.events.index(("begin", 10)) < renderer.events.index(("finish", 2))
     assert numbers(renderer, "begin") == [0, 1, 2, 10, 11]
@@ -89,7 +98,7 @@ def test_the_first_frames_of_the_next_chunk_are_begun_before_the_last_of_this_on
 
 def test_a_next_chunk_that_is_known_late_or_is_short() -> None:
     renderer, known = Beginner(), list[Cameras]()
-    frames = FramesAhead(renderer, pixels=PIXELS, overlap=True)
+    frames = ahead_of(renderer)
     for frame, _ in frames.frames(cameras(0, 1, 2, 3), lambda: known[0] if known else None):
         if frame == 2:
             known.append(cameras(7))
@@ -101,7 +110,7 @@ def test_a_next_chunk_that_is_known_late_or_is_short() -> None:
 
 def test_another_chunk_than_was_expected() -> None:
     renderer = Beginner()
-    frames = FramesAhead(renderer, pixels=PIXELS, overlap=True)
+    frames = ahead_of(renderer)
     assert len(list(frames.frames(cameras(0), lambda: cameras(5, 6)))) == 1
     assert [frame for frame, _ in frames.frames(cameras(6, 7))] == [6, 7]
     assert numbers(renderer, "begin") == [0, 5, 6, 6, 7]
@@ -110,7 +119,7 @@ def test_another_chunk_than_was_expected() -> None:
 
 def test_what_cannot_be_begun_fails_where_it_is_asked_for() -> None:
     renderer = Beginner(bad=(6,))
-    frames = FramesAhead(renderer, pixels=PIXELS, overlap=True)
+    frames = ahead_of(renderer)
     assert len(list(frames.frames(cameras(0, 1), lambda: cameras(5, 6, 7)))) == 2
     taken = []
     with pytest.raises(ValueError, match="frame 6 cannot be begun"):
@@ -121,7 +130,7 @@ def test_what_cannot_be_begun_fails_where_it_is_asked_for() -> None:
 def test_after_an_error_nothing_is_begun() -> None:
     renderer = Beginner()
     renderer.failing = (1,)
-    frames = FramesAhead(renderer, pixels=PIXELS, overlap=True)
+    frames = ahead_of(renderer)
     with pytest.raises(RuntimeError, match="frame 1 is lost"):
         list(frames.frames(cameras(0, 1, 2), lambda: cameras(5)))
     renderer.failing = ()
