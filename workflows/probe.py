@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.events import ChunkDone, Event, Preparing
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.workflows.costs import fit_costs
+from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.machine import Machine, group_shape
 from landmark_batch.workflows.plan import worker_memory
 from landmark_batch.workflows.probed import Probe
@@ -39,6 +41,10 @@ SMALL = 64  # rows of a frame that is not worth being cut
 CROWDED = 0.1  # share of frames that need more blocks than there are slots, from which on they are looked at whole
 LOOK_SECONDS = 0.2  # between two looks at the memory that workers hold
 _STAGES = {"cpu": ("render", "wait"), "cuda": ("render", "quantise", "wait")}  # of a chunk, that keep its worker from the next one
+_COLD = {
+    "cpu": 1,
+    "cuda": CHUNKS,
+}  # chunks of a worker that load libraries and touch memory: a GPU's, all sets of arrays and its writers' buffers
 _GOLDEN = 0.618034  # steps of this share of a row of windows come by every part of it
 
 
@@ -70,7 +76,8 @@ def probe_plan(
         raise ConfigError(f"{plan.job.name}: nothing to render, so nothing to probe", remedy="leave --probe out")
     groups = plan.placement.groups if plan.placement is not None else 1
     each = plan.chunk_frames if request.device == "cuda" else IN_PLACE
-    looked_at = choose_windows(request, plan.todo, places, groups, each=each)
+    cold = _COLD[request.device]
+    looked_at = choose_windows(request, plan.todo, places, groups * cold, each=each)
     with _folder_beside(plan.job.store_neighbour) as folder:
         small = _probe_request(request, looked_at, each, folder / "probe.zarr")
         seen: list[ChunkDone] = []
@@ -100,7 +107,7 @@ def probe_plan(
         size = FrameStore.open(small.job.store_path).measured_bytes_per_frame() or 0.0
     groups = max(1, result.workers // group_shape(request.job.parallel).size)
     scale = request.pixels / small.pixels
-    measured = measure_places(seen, each, _STAGES[request.device])
+    measured = measure_places(seen, each, _STAGES[request.device], cold=cold)
     numbers = [[window.frame for window in looked_at[place * each :][:each]] for place in measured]
     frames, seconds = [of[0] for of in numbers], [taken * scale for taken in measured.values()]
     samples = [float(costs.samples[of].mean()) for of in numbers]
@@ -156,18 +163,20 @@ def _is_crowded(request: RenderRequest, todo: Sequence[int]) -> bool:
     return float((counts > choice.slots).mean()) >= CROWDED
 
 
-def measure_places(seen: Sequence[ChunkDone], each: int, stages: Sequence[str]) -> dict[int, float]:
-    """{place: mean seconds of its windows, `each` a place, in these stages}, ascending; without those that hold a worker's first chunk,
-    which loads libraries and touches memory, where others are left.
+def measure_places(seen: Sequence[ChunkDone], each: int, stages: Sequence[str], *, cold: int = 1) -> dict[int, float]:
+    """{place: mean seconds of its windows, `each` a place, in these stages}, ascending; without those that hold one of a worker's first
+    `cold` chunks, which load libraries and touch memory, where others are left.
     """
-    cold: dict[str, ChunkDone] = {}
+    begun: Counter[str] = Counter()
+    started: set[int] = set()
     times: dict[int, list[float]] = {}
     for event in seen:
-        cold.setdefault(event.worker, event)
+        begun[event.worker] += 1
+        if begun[event.worker] <= cold:
+            started.update(window // each for window in event.frames)
         seconds = sum(event.stages.get(name, 0.0) for name in stages) / max(1, len(event.frames))
         for window in event.frames:
             times.setdefault(window // each, []).append(seconds)
-    started = {window // each for event in cold.values() for window in event.frames}
     warm = {place: values for place, values in times.items() if place not in started} or times
     return {place: sum(values) / len(values) for place, values in sorted(warm.items())}
 

@@ -127,6 +127,9 @@ def test_a_workers_first_place_is_not_believed() -> None:
     ]
     assert measure_places(seen, IN_PLACE, ("render", "wait")) == {1: 3.0}
     assert measure_places(seen[:1], IN_PLACE, ("render", "quantise", "wait")) == {0: 20.5}
+    gpu = [chunk("a", tuple(range(4 * i, 4 * i + 4)), seconds) for i, seconds in enumerate((80.0, 8.0, 4.0))]
+    assert measure_places(gpu, IN_PLACE, ("render", "wait"), cold=2) == {2: 1.0}
+    assert measure_places(gpu, IN_PLACE, ("render", "wait"), cold=3) == {0: 20.0, 1: 2.0, 2: 1.0}, "better than nothing"
 
 
 def test_wall_time_of_groups() -> None:
