@@ -55,9 +55,8 @@ class SampleCounter:
         y = -(np.arange(rows, dtype=np.float32) - np.float32((cy + centre) * down) + half) / np.float32(focal_y * down)
         pose = np.asarray(c2w, dtype=np.float32)[:3, :4]
         right, up, back = pose[:, :3].T
-        both = (x[None, :, None] * right).astype(np.float64) + y[:, None, None].astype(
-            np.float64
-        ) * up  # rounded once, as a ray's direction is
+        across_it, down_it = (x[None, :, None] * right).astype(np.float64), y[:, None, None].astype(np.float64) * up
+        both = across_it + down_it  # rounded once, as a ray's direction is
         survived = self._count(pose[:, 3], (both.astype(np.float32) - back).reshape(-1, 3))
         return int(survived * width * height / (columns * rows) + 0.5)
 
