@@ -163,7 +163,8 @@ class RenderSession:
         the job has been told to stop before this chunk began.
 
         stages: check; render; quantise (rounding; from a GPU its launch alone); copy (from a GPU, by a thread beside rendering);
-        wait (rendering stood still because copies or the writer were behind); encode and write (together a commit's time).
+        wait (rendering stood still because copies or the writer were behind); encode and write (seconds of the writers' threads over
+        their number, mostly beside rendering).
         Raises LandmarkError kinds (PixelError for NaN, DiskFullError, ...), ChunkError for anything else.
         """
         self._hands += 1
