@@ -7,12 +7,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
+if TYPE_CHECKING:
+    from landmark_batch.workflows.renderers import FrameRenderer, RenderedFrame
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ class FramesAhead:
 def frames_ahead(pixels: int) -> int:
     """Frames of so many pixels that are begun ahead."""
     return max(1, min(AHEAD, AHEAD_BYTES // (_PIXEL * max(1, pixels))))
+
+
+def bytes_ahead(pixels: int) -> int:
+    """What these take on the device."""
+    return _PIXEL * pixels * frames_ahead(pixels)
 
 
 class Turns(Generic[Who]):

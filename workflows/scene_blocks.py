@@ -18,6 +18,7 @@ from landmark_batch.cameras.flight import Flight
 from landmark_batch.errors import ConfigError
 from landmark_batch.frames.fingerprint import flight_digest
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.ahead import bytes_ahead
 from landmark_batch.workflows.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def scene_blocks(
         rest += z * y * x + (z + 3) * (y + 3) * (x + 3) * 8 // 7
     batch = batch_memory(config, settings, flight.width, flight.height, device=device, tensor_parallel=ranks)
     seen = _seen(store, settings, flight, cache_dir or user_cache_path("landmark-batch"))
-    return SceneBlocks(seen, SceneSize(store.blocks, block, rest, batch), store.digests, store.base_digest, store.division, config.aabb)
+    ahead = bytes_ahead(flight.width * flight.height) if device == "cuda" else 0
+    return SceneBlocks(
+        seen, SceneSize(store.blocks, block, rest, batch, ahead), store.digests, store.base_digest, store.division, config.aabb
+    )
 
 
 def _refuse_fetching(job: RenderJob) -> None:

@@ -16,16 +16,19 @@ MIN_BATCH = 32 * 2**20
 
 @dataclass(frozen=True)
 class SceneSize:
-    """blocks: of the scene. block: bytes of one in a slot. rest: bytes of decoder, mask and what else stays. batch: of the rays in hand."""
+    """blocks: of the scene. block: bytes of one in a slot. rest: bytes of decoder, mask and what else stays. batch: of the rays in hand.
+    ahead: of frames that are begun ahead, where all blocks are held.
+    """
 
     blocks: int
     block: int
     rest: int
     batch: int
+    ahead: int = 0
 
-    @property
-    def resident(self) -> int:
-        return self.blocks * self.block + self.rest + self.batch
+    def whole(self, batch: int | None = None) -> int:
+        """Bytes of all of it. batch: of the rays in hand, where it is limited."""
+        return self.blocks * self.block + self.rest + (self.batch if batch is None else batch) + self.ahead
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def choose_fetching(section: FetchingSection, size: SceneSize, *, device: str, m
     slots = section.gpu_blocks or fitting
     whole = slots >= size.blocks
     where = "GPU" if device == "cuda" else "worker"
-    need = f"{size.blocks} blocks of {_mib(size.block)} and {_mib(size.rest + (batch or size.batch))} beside them"
+    beside = size.rest + (size.batch if batch is None else batch)
+    need = f"{size.blocks} blocks of {_mib(size.block)} and {_mib(beside + size.ahead)} beside them"
     may = f"{_gib(limit)} that a {where} may use"
     have = _said(section) or may
     if section.gpu_memory is not None and min(slots, size.blocks) > fitting:
@@ -68,11 +72,11 @@ def choose_fetching(section: FetchingSection, size: SceneSize, *, device: str, m
                 remedy='set fetching.mode = "dynamic", or leave the limit out',
             )
         return FetchChoice("resident", "asked for", size.blocks, 0, batch)
-    if section.mode == "auto" and whole and fitting >= size.blocks:
+    if section.mode == "auto" and whole and size.whole(batch) <= limit:
         return FetchChoice("resident", f"{need} fit into {have}", size.blocks, 0, batch)
     if slots < 1:
         raise ConfigError(
-            f"{have}: not one block fits in (a block has {_mib(size.block)}, {_mib(size.rest + (batch or size.batch))} stay beside it)",
+            f"{have}: not one block fits in (a block has {_mib(size.block)}, {_mib(beside)} stay beside it)",
             remedy="give fetching.gpu_memory more, or convert the scene with smaller blocks",
         )
     slots = min(slots, size.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,12 +27,22 @@ def test_a_scene_that_fits_is_held_whole() -> None:
 
 def test_the_edge_of_what_fits() -> None:
     """48 blocks and what stays beside them need exactly so much of the device's share."""
-    need = SIZE.resident
+    need = SIZE.whole()
     enough = int(need / DEVICE_SHARE) + 2
     assert choose(memory=enough).mode == "resident"
     found = choose(memory=enough - 2 * MIB)
     assert (found.mode, found.slots) == ("dynamic", 47)
     assert "do not fit into" in found.reason
+
+
+def test_frames_that_are_begun_ahead_count_where_the_whole_scene_is_held() -> None:
+    """With slots no frame is: they have the room that it would take."""
+    limit = f"{SIZE.whole() // MIB}MiB"
+    assert choose(gpu_memory=limit).mode == "resident"
+    ahead = replace(SIZE, ahead=MIB)
+    found = choose_fetching(FetchingSection(gpu_memory=limit), ahead, device="cuda", memory=80 * 1024 * MIB, host=64 * 1024 * MIB)
+    assert (found.mode, found.slots) == ("dynamic", 48)
+    assert "251.0 MiB beside them do not fit" in found.reason
 
 
 def test_slots_are_what_is_left_of_the_memory() -> None:
