@@ -69,6 +69,7 @@ def spoil_poses() -> None:
             yield from original(self, frames)
             return
         poses, spoil = self._poses, left.pop(0)
+        self._frames.drop()  # begun with the last chunk's, with good poses
         self._poses = {**dict(enumerate(poses)), **{frame: spoil(poses[frame]) for frame in frames}}  # type: ignore[assignment]
         try:
             yield from original(self, frames)

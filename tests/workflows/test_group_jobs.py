@@ -216,8 +216,8 @@ def test_a_pose_of_wrong_dtype_or_shape_ends_no_group(fleet: Fleet, group_job: M
     failures = run.until(lambda run: len(run.failed()) >= 2 and run.failed())
     assert run.result().state == "complete"
     assert {name: fleet.pid(name) for name in fleet.names} == before, "a group was ended"
-    assert "dtype complex128" in failures[0].error
-    assert "shape [2, 4]" in failures[1].error
+    for said in ("dtype complex128", "shape [2, 4]"):  # both fail at once, either may be told first
+        assert sum(said in failure.error for failure in failures) == 1, failures
     assert len(run.failed()) == 2
 
 
