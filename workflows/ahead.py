@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 4  # frames at most that a renderer has begun beyond the one that is taken: a thread that is late leaves no device idle
+AHEAD = 4  # frames at most that a device has before it: a thread that is late leaves it none the less busy
+GROUP_AHEAD = 1  # of a render group, whose ranks hand frames on beside rendering: more were no faster
 AHEAD_BYTES = 2**28  # of their floats on the device; a frame too large for it takes so long that one ahead is enough
 _PIXEL = 20  # bytes: rgb, depth, alpha
 
@@ -29,14 +30,13 @@ Who = TypeVar("Who")
 class FramesAhead:
     """Renders frames in the order in which they are asked for. Used by one thread at a time.
 
-    pixels: of a frame. overlap: off, a frame is begun when the one before it is done. A renderer that cannot begin frames renders them as
-    they are asked for.
+    ahead: frames that are begun beyond the one that is taken. A renderer that cannot begin frames renders them as they are asked for.
     """
 
-    def __init__(self, renderer: FrameRenderer, *, pixels: int, overlap: bool) -> None:
+    def __init__(self, renderer: FrameRenderer, *, ahead: int) -> None:
         self._renderer = renderer
         self._begin = getattr(renderer, "begin", None)
-        self._most = frames_ahead(pixels) if overlap else 0
+        self._most = ahead
         self._ahead = 0  # until one frame is done: it may show that buffers have to grow, and those begun before that are rendered twice
         self._begun: deque[tuple[int, Callable[[], RenderedFrame]]] = deque()
 

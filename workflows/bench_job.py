@@ -212,7 +212,7 @@ def time_bare(request: RenderRequest, placement: Placement, frames: Sequence[int
 
     On several GPUs the time of one is divided by their number: the job can be no faster.
     """
-    from landmark_batch.workflows.ahead import FramesAhead
+    from landmark_batch.workflows.ahead import FramesAhead, frames_ahead
     from landmark_batch.workflows.renderers import open_renderer
 
     threads = placement.workers * placement.threads
@@ -222,7 +222,7 @@ def time_bare(request: RenderRequest, placement: Placement, frames: Sequence[int
     renderer.render(flight.c2w[frames[0]], lenses[frames[0]], min(32, flight.width), min(32, flight.height)).numpy()  # libraries load
     cameras = ((frame, (flight.c2w[frame], lenses[frame], flight.width, flight.height)) for frame in frames)
     started = time.perf_counter()
-    for _ in FramesAhead(renderer, pixels=flight.width * flight.height, overlap=True).frames(cameras):
+    for _ in FramesAhead(renderer, ahead=frames_ahead(flight.width * flight.height)).frames(cameras):
         pass  # its pixels stay where they were rendered
     return (time.perf_counter() - started) / max(1, len(placement.gpus))
 

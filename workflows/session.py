@@ -21,7 +21,7 @@ from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.writer import FrameWriter, PendingCommit
 from landmark_batch.object_path import StorePath
-from landmark_batch.workflows.ahead import Cameras, FramesAhead, Turns
+from landmark_batch.workflows.ahead import GROUP_AHEAD, Cameras, FramesAhead, Turns, frames_ahead
 from landmark_batch.workflows.in_hand import frames_at_once, most_at_once
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
@@ -91,7 +91,8 @@ class RenderSession:
         self._renderer = renderer
         overlap = snapshot.render_job().parallel.overlap
         spec = opened.store.spec
-        self._frames = FramesAhead(renderer, pixels=spec.width * spec.height, overlap=overlap)
+        ahead = GROUP_AHEAD if group else frames_ahead(spec.width * spec.height)
+        self._frames = FramesAhead(renderer, ahead=ahead if overlap else 0)
         self._worker = worker
         self._poses = opened.poses
         self._lenses = opened.lenses
@@ -143,7 +144,7 @@ class RenderSession:
             if close is not None and not self._group:  # a group's is closed by its member
                 close()
             self._renderer = CLOSED
-            self._frames = FramesAhead(CLOSED, pixels=1, overlap=False)
+            self._frames = FramesAhead(CLOSED, ahead=0)
             if self._timeline is not None:
                 self._timeline.close()
 

@@ -15,7 +15,6 @@ from landmark_batch.workflows.ahead import AHEAD, Cameras, FramesAhead, Turns, f
 from landmark_batch.workflows.order import STOP_FILE
 from tests.workflows.test_pipeline import PATIENCE, Frame, Renderer, chunk, session_of
 
-PIXELS = 6_000_000  # of which two frames are begun ahead
 LENS = (1.0, 1.0, 0.5, 0.5)
 
 
@@ -45,9 +44,9 @@ class _Begun:
         return Frame(self.frame, self.renderer)
 
 
-def ahead_of(renderer: Beginner, *, pixels: int = PIXELS, overlap: bool = True) -> FramesAhead:
+def ahead_of(renderer: Beginner, ahead: int = 2) -> FramesAhead:
     """One that has given a frame already."""
-    frames = FramesAhead(renderer, pixels=pixels, overlap=overlap)
+    frames = FramesAhead(renderer, ahead=ahead)
     assert len(list(frames.frames(cameras(1000), lambda: cameras(1001)))) == 1
     assert renderer.events == [("begin", 1000), ("finish", 1000)], "nothing is begun before the first is done"
     renderer.events.clear()
@@ -66,22 +65,22 @@ def test_frames_are_begun_before_one_is_taken() -> None:
     renderer = Beginner()
     frames = ahead_of(renderer)
     assert [frame for frame, _ in frames.frames(cameras(*range(5)))] == list(range(5))
-    begins = [("begin", frame) for frame in range(frames_ahead(PIXELS) + 1)]
-    assert renderer.events[: frames_ahead(PIXELS) + 3] == [*begins, ("finish", 0), ("begin", frames_ahead(PIXELS) + 1)]
+    begins = [("begin", frame) for frame in range(3)]
+    assert renderer.events[:5] == [*begins, ("finish", 0), ("begin", 3)]
     assert numbers(renderer, "begin") == numbers(renderer, "finish") == list(range(5))
 
 
-@pytest.mark.parametrize(("pixels", "frames"), [(1, AHEAD), (1920 * 1080, AHEAD), (PIXELS, 2), (3840 * 2160, 1), (10**9, 1)])
+@pytest.mark.parametrize(("pixels", "frames"), [(1, AHEAD), (1920 * 1080, AHEAD), (6_000_000, 2), (3840 * 2160, 1), (10**9, 1)])
 def test_large_frames_are_begun_one_ahead(pixels: int, frames: int) -> None:
     assert frames_ahead(pixels) == frames
     renderer = Beginner()
-    assert len(list(ahead_of(renderer, pixels=pixels).frames(cameras(*range(8))))) == 8
+    assert len(list(ahead_of(renderer, frames_ahead(pixels)).frames(cameras(*range(8))))) == 8
     assert renderer.events.index(("finish", 0)) == frames + 1
 
 
 def test_without_overlap_a_frame_is_begun_when_the_last_is_taken() -> None:
     renderer = Beginner()
-    found = list(ahead_of(renderer, overlap=False).frames(cameras(0, 1, 2), lambda: cameras(3)))
+    found = list(ahead_of(renderer, 0).frames(cameras(0, 1, 2), lambda: cameras(3)))
     assert len(found) == 3
     assert renderer.events == [(what, frame) for frame in range(3) for what in ("begin", "finish")]
 
