@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from .absent import AbsentBlockError
     from .checked import (
         ACTIVATIONS,
-        NAMESPACE,
-        SCHEMAS,
         accumulate,
         appearance,
         composite,
@@ -43,15 +41,16 @@ if TYPE_CHECKING:
         march,
         pack_occupancy,
         pixel_rays,
-        plain_ops,
         ray_box,
         ray_hull,
     )
+    from .library import NAMESPACE, SCHEMAS, plain_ops
 else:
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        checked = import_module(".checked", __name__)
-        globals().update({known: getattr(checked, known) for known in __all__})
+        for home in ("absent", "library", "checked"):
+            found = vars(import_module(f".{home}", __name__))
+            globals().update({known: found[known] for known in __all__ if known in found})
         return globals()[name]

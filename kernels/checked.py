@@ -15,28 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import library
-from .absent import AbsentBlockError, absent_blocks
-from .library import NAMESPACE, SCHEMAS, plain_ops
+from .absent import absent_blocks
 from .library import ops as _ops
-
-__all__ = [
-    "NAMESPACE",
-    "SCHEMAS",
-    "AbsentBlockError",
-    "accumulate",
-    "appearance",
-    "composite",
-    "decode",
-    "density",
-    "library",
-    "march",
-    "pack_occupancy",
-    "pixel_rays",
-    "plain_ops",
-    "ray_box",
-    "ray_hull",
-]
 
 ACTIVATIONS = ("softplus", "relu")
 
