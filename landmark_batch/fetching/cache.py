@@ -17,6 +17,7 @@ from .block_reader import BlockReader
 from .block_sets import AnySets
 from .copies import SlotCopies
 from .host_tier import HostTier
+from .peer_copies import LEAST_BYTES
 from .shared_reads import SharedReads
 from .slot_plan import EMPTY, Load, SlotPlan
 from .slots import SlotTables
@@ -51,7 +52,8 @@ class BlockCache:
     ) -> None:
         """precision: 'fp32' or 'fp16', of the tables. shard: the channels they hold. pad: fill channels up to whole groups of eight,
         for the CUDA kernels. host_bytes: of buffers in host memory, None for as many as slots. threads: that read. base: what
-        `store.base(shard)` returned, if it was called already. shared: with whom what is read is shared; closed with the cache.
+        `store.base(shard)` returned, if it was called already. shared: with whom what is read is shared, and on GPUs what is
+        copied into slots; closed with the cache.
 
         Raises ConfigError for host_bytes in which no block fits, CheckpointError or StoreError for a store that cannot be read,
         torch.OutOfMemoryError, ValueError without slots.
@@ -67,7 +69,10 @@ class BlockCache:
             self.tables = SlotTables(store, reader, self.device, slots)
             pinned = self.device.type == "cuda"
             self._host = HostTier(reader, host_bytes=host_bytes, slots=slots, pinned=pinned, threads=threads, stats=self._counted)
-            self._copies = SlotCopies(self._host, self.tables, reader.moved_bytes, self._counted)
+            board = None
+            if shared is not None and pinned and reader.moved_bytes >= LEAST_BYTES:
+                board = shared.board(shard.size if shard is not None else 1, store.blocks)
+            self._copies = SlotCopies(self._host, self.tables, reader.moved_bytes, self._counted, board)
         self._counted.raise_to(slot_bytes=self.tables.slot_bytes)
         self._content = [EMPTY] * slots
         self._held_at = [0] * slots  # when its block was held last, by slot
@@ -210,6 +215,7 @@ class BlockCache:
                 self._counted.add(loads=1)
             else:
                 rest.append(load)
+        self._copies.flush()
         if len(rest) < len(self._plan.queue):
             self._plan.queue = rest
             self._look_ahead(position)

@@ -9,7 +9,12 @@ from contextlib import suppress
 
 import torch
 
+from landmark_batch.errors import GroupError
+
+from .board import Board
+from .cuda_peers import open_peer_copies
 from .host_tier import HostTier
+from .peer_copies import PeerCopies
 from .slots import SlotTables, is_over, new_event
 from .stats import FetchStats
 
@@ -21,10 +26,11 @@ class SlotCopies:
     """Copies blocks into slots in the order it is asked for. Used by one thread, the one that renders.
 
     On a GPU a copy begins when the kernels that read its slot before are over, and kernels begin when the copies they need are over:
-    the device waits, the host does not. On a CPU a copy is over when it was asked for.
+    the device waits, the host does not. On a CPU a copy is over when it was asked for. With a board, of a GPU, copies are shared with its
+    other ranks; it is left with `close`.
     """
 
-    def __init__(self, host: HostTier, tables: SlotTables, block_bytes: int, stats: FetchStats) -> None:
+    def __init__(self, host: HostTier, tables: SlotTables, block_bytes: int, stats: FetchStats, board: Board | None = None) -> None:
         self._host = host
         self._tables = tables
         self._bytes = block_bytes
@@ -35,19 +41,29 @@ class SlotCopies:
         self._left: torch.cuda.Event | None = None  # end of the last hold
         self._read: dict[int, torch.cuda.Event] = {}  # slot: end of the last hold that read it
         self._filled: dict[int, torch.cuda.Event] = {}  # slot: end of its copy, until a hold has waited for it
-        self._copies: deque[tuple[int, torch.cuda.Event, torch.cuda.Event]] = deque()  # block, begin, end
+        self._copies: deque[tuple[int, torch.cuda.Event, torch.cuda.Event, int]] = deque()  # block, begin, end, bytes from the host
+        self._peers: PeerCopies | None = None
+        self._pulls: torch.cuda.Stream | None = None  # from peers
+        self._begun: dict[int, torch.cuda.Event] = {}  # slot: begin of a load that peers share, until it is completed
+        self._kernels: list[torch.cuda.Event] = []  # behind kernels, which the lanes wait for
+        self._over: torch.cuda.Event | None = None  # end of the copy before
         self._stalls: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            if board is not None:
+                self._pulls = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                self._peers = open_peer_copies(board, tables.moved, (self._stream, self._pulls))
             self.follow()
 
     def follow(self) -> None:
         """Copy only when what the current stream did up to here is over: tables that were just made."""
         if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            made = new_event()
+            made.record(torch.cuda.current_stream(self._device))
+            self._wait(made)
 
     def start(self, block: int, slot: int) -> bool:
-        """Copy a block into a slot; False if it is not in host memory yet."""
+        """Copy a block into a slot, at the latest with the next `flush`; False if it is not in host memory yet."""
         buffer = self._host.lend(block)
         if buffer is None:
             return False
@@ -60,7 +76,15 @@ class SlotCopies:
             return True
         before = self._read.pop(slot, None)
         if before is not None:
-            self._stream.wait_event(before)
+            self._wait(before)
+        if self._peers is not None:
+            if slot in self._filled:  # with a block that nothing has read; the stream that filled it last is not the first to write now
+                self._stream.wait_event(self._filled[slot])
+            self._begun[slot] = new_event(timed=True)
+            self._begun[slot].record(self._stream)
+            self._kernels = [event for event in self._kernels if not is_over(event)]
+            self._peers.start(block, slot, buffer, share=not self._kernels)
+            return True
         begin, end = new_event(timed=True), new_event(timed=True)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream), torch.no_grad():
             begin.record(self._stream)
@@ -68,8 +92,16 @@ class SlotCopies:
                 view.copy_(source, non_blocking=True)
             end.record(self._stream)
         self._filled[slot] = end
-        self._copies.append((block, begin, end))
+        self._copies.append((block, begin, end, self._bytes))
         return True
+
+    def flush(self) -> None:
+        """Give the device what is left of the blocks that were started. Waits a moment for ranks that copy the same ones."""
+        if self._peers is not None:
+            for load in self._peers.complete():
+                end = self._filled[load.slot] = new_event(timed=True)
+                end.record(self._pulls)
+                self._copies.append((load.block, self._begun.pop(load.slot), end, load.copied))
 
     def wait(self, blocks: Collection[int]) -> None:
         """Until it may be worth to `start` one of the blocks again. Raises what reading one of them raised."""
@@ -106,9 +138,13 @@ class SlotCopies:
     def settle(self) -> None:
         """Give back the buffers, and count the time, of what the device has done meanwhile. Does not wait."""
         while self._copies and is_over(self._copies[0][2]):
-            block, begin, end = self._copies.popleft()
+            block, begin, end, copied = self._copies.popleft()
             self._host.give_back(block)
-            self._stats.add(bytes_copied=self._bytes, copy_seconds=begin.elapsed_time(end) / 1e3)
+            seconds = begin.elapsed_time(end) / 1e3
+            if self._pulls is not None:  # loads overlap
+                seconds = seconds if self._over is None else min(seconds, self._over.elapsed_time(end) / 1e3)
+                self._over = end
+            self._stats.add(bytes_copied=copied, bytes_pulled=self._bytes - copied, copy_seconds=seconds)
         while self._stalls and is_over(self._stalls[0][1]):
             begin, end = self._stalls.popleft()
             seconds = begin.elapsed_time(end) / 1e3
@@ -116,11 +152,13 @@ class SlotCopies:
                 self._stats.add(stalls=1, stall_seconds=seconds)
 
     def finish(self) -> None:
-        """Wait until nothing reads or writes slots any more."""
-        if self._stream is not None:
-            self._stream.synchronize()
-            if self._left is not None:
-                self._left.synchronize()
+        """Wait until nothing reads or writes slots any more. What is copied afterwards is not shared."""
+        self.flush()
+        for stream in self._lanes():
+            stream.synchronize()
+        if self._left is not None:
+            self._left.synchronize()
+        self._leave()
         self.settle()
         self._read.clear()
         self._filled.clear()
@@ -128,6 +166,24 @@ class SlotCopies:
     def close(self) -> None:
         """Wait a moment for the copies under way, so that the memory they use can be given back."""
         until = time.monotonic() + CLOSE_SECONDS
-        with suppress(RuntimeError):  # of a device in a bad state
+        with suppress(RuntimeError, GroupError):  # of a device, or a host, in a bad state
             while self._copies and not is_over(self._copies[-1][2]) and time.monotonic() < until:
                 time.sleep(0.001)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Share no more."""
+        if self._peers is not None:
+            self._peers.leave()
+            self._peers = None
+
+    def _wait(self, event: torch.cuda.Event) -> None:
+        """Copy from here on only when it is over."""
+        for stream in self._lanes():
+            stream.wait_event(event)
+        if self._peers is not None:
+            self._kernels.append(event)
+
+    def _lanes(self) -> list[torch.cuda.Stream]:
+        """The streams that fill slots."""
+        return [stream for stream in (self._stream, self._pulls) if stream is not None]

@@ -16,7 +16,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Literal
 
-from .transit import ALIVE, Offer, locked, open_folder, remove_folder, unlock
+from .board import Board
+from .transit import ALIVE, NUMBERS, Offer, locked, open_folder, remove_folder, unlock
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +37,12 @@ class SharedReads:
     taken for longest. Where something is wrong with the folder, a rank reads by itself.
     """
 
-    def __init__(self, folder: Path, alive: int, *, rank: int, ranks: int, budget: int, own_bytes: int) -> None:
-        """folder, alive: of `open_folder`. own_bytes: of the budget, this rank's part."""
-        self.rank, self.ranks, self.budget, self.own_bytes = rank, ranks, budget, own_bytes
+    def __init__(self, folder: Path, alive: int, *, here: Sequence[int], place: int, number: int, budget: int, own_bytes: int) -> None:
+        """folder, alive: of `open_folder`, of that number. here: the ranks of the group that share; place: this one. own_bytes: of the
+        budget, this rank's part.
+        """
+        self.rank, self.ranks, self.budget, self.own_bytes = here.index(place), len(here), budget, own_bytes
+        self._here, self._place, self._number = here, place, number
         self._folder = folder
         self._alive = alive
         self._closed = False
@@ -53,12 +57,23 @@ class SharedReads:
         here = [place for place, offer in enumerate(offers) if offer.bytes and offer.host == own.host]
         if root is None or not own.bytes or len(here) < 2:
             return None
-        opened = open_folder(root, offers[here[0]].nonce)
+        number = offers[here[0]].nonce
+        opened = open_folder(root, number)
         if opened is None:
             return None
         budget = sum(offers[place].bytes for place in here)
         logger.info("%d ranks of this host share what they read, in %s: at most %.1f MiB", len(here), opened[0], budget / 2**20)
-        return cls(*opened, rank=here.index(rank), ranks=len(here), budget=budget, own_bytes=own.bytes)
+        return cls(*opened, here=here, place=rank, number=number, budget=budget, own_bytes=own.bytes)
+
+    def board(self, tensor: int, blocks: int) -> Board | None:
+        """For those of the ranks that hold the same channels as this one, of `tensor` shares; None where it is the only one. blocks: of the
+        scene. Whoever gets it leaves it.
+        """
+        alike = [place for place in self._here if place % tensor == self._place % tensor]
+        if len(alike) < 2:
+            return None
+        number = (self._number + 1 + self._place % tensor) % NUMBERS
+        return Board.open(self._folder.parent, number, rank=alike.index(self._place), ranks=len(alike), blocks=blocks)
 
     def fill(self, name: str, into: memoryview, read: Callable[[], None], *, wait: bool) -> Source:
         """Fill `into` (bytes) with what `name` stands for: from a neighbour, or by `read`, which fills and checks it itself.

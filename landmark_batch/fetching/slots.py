@@ -69,9 +69,14 @@ class SlotTables:
             group.clear()
         self.count = 0
 
+    @property
+    def moved(self) -> Sequence[Tensor]:
+        """The tables [S, ...] that a block brings something into, in the order of the reader's."""
+        return self._tables()[: self._reader.moved]
+
     def views(self, slot: int) -> list[Tensor]:
         """What a block brings into that slot, in the order of the reader's tables."""
-        return [table[slot] for table in self._tables()[: self._reader.moved]]
+        return [table[slot] for table in self.moved]
 
     def show(self, places: Mapping[int, int]) -> None:
         """Let `slots` tell exactly these blocks, {block: slot}; on a GPU for what the current stream does from here on.

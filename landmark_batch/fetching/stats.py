@@ -11,16 +11,17 @@ class FetchStats:
     """Cumulative counters of one BlockCache.
 
     blocks_read: blocks brought into host memory. bytes_read: of their planes as stored, read from the store; bytes_shared: of those that
-    another rank of the host had read. bytes_copied: put into slots of a GPU from host memory, with copy_seconds by the device's clock (0
-    on a CPU). loads: blocks put into slots. hits: blocks of a hold that were in their slots when it was entered. stalls, stall_seconds:
-    holds that rendering waited for, and how long: the host for reads, the device for copies. host_peak_bytes: buffers in host memory, and
-    this rank's part of what ranks share. slot_bytes: tables of all slots.
+    another rank of the host had read. bytes_copied: put into slots of a GPU from host memory, bytes_pulled: from slots of another rank's
+    GPU, with copy_seconds for both by the device's clock (0 on a CPU). loads: blocks put into slots. hits: blocks of a hold that were in
+    their slots when it was entered. stalls, stall_seconds: holds that rendering waited for, and how long: the host for reads, the device
+    for copies. host_peak_bytes: buffers in host memory, and this rank's part of what ranks share. slot_bytes: tables of all slots.
     """
 
     blocks_read: int = 0
     bytes_read: int = 0
     bytes_shared: int = 0
     bytes_copied: int = 0
+    bytes_pulled: int = 0
     copy_seconds: float = 0.0
     loads: int = 0
     hits: int = 0
@@ -45,7 +46,7 @@ class FetchStats:
     @property
     def copy_rate(self) -> float:
         """Achieved GB/s (1e9 bytes) of the copies to the device; 0 where none was measured."""
-        return self.bytes_copied / self.copy_seconds / 1e9 if self.copy_seconds > 0 else 0.0
+        return (self.bytes_copied + self.bytes_pulled) / self.copy_seconds / 1e9 if self.copy_seconds > 0 else 0.0
 
     def as_dict(self) -> dict[str, int | float]:
         """The counters as plain numbers."""
