@@ -10,7 +10,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,6 @@ class CudaPeers:
     """A `PeerDevice` of tables [S, ...] on a GPU, of rank `rank`. lanes: the streams of HOST and PULL."""
 
     def __init__(self, rank: int, tables: Sequence[Tensor], lanes: tuple[torch.cuda.Stream, torch.cuda.Stream]) -> None:
-        """Raises RuntimeError where the driver knows no interprocess events."""
         self._tables = [table.view(table.shape[0], -1) for table in tables]
         self._whole = list(tables)
         self._device = tables[0].device
@@ -54,25 +53,33 @@ class CudaPeers:
         self._counters: dict[int, list[tuple[bytes, int]]] = {}  # of what each peer was told
 
     def messages(self, peers: Sequence[int]) -> dict[int, bytes]:
-        """What each peer needs. What it was told keeps the tables' memory until the peer lets go of it, or never took the message."""
+        """What each peer needs. What it was told keeps the tables' memory until the peer lets go of it, or `close` says that it never will
+        take it. Raises RuntimeError where the driver gives no handles.
+        """
         events = [[_text(event.ipc_handle()) for event in ring] for ring in self._rings]  # type: ignore[no-untyped-call]
         found = {}
-        for peer in peers:
-            reduced = [reduce_tensor(table)[1] for table in self._whole]  # type: ignore[no-untyped-call]  # a count for each receiver
-            self._counters[peer] = [(arguments[COUNTER], arguments[COUNTER_OFFSET]) for arguments in reduced]
-            told = [[_plain(arguments[place]) for place in TOLD] for arguments in reduced]
+        for peer in peers:  # each has counts of its own
+            told, counters = list[list[Any]](), self._counters.setdefault(peer, [])
+            for table in self._whole:
+                arguments = reduce_tensor(table)[1]  # type: ignore[no-untyped-call]
+                counters.append((arguments[COUNTER], arguments[COUNTER_OFFSET]))
+                told.append([_plain(arguments[place]) for place in TOLD])
             found[peer] = json.dumps({"gpu": _uuid(self._device), "events": events, "tables": told}).encode()
         return found
 
     def open(self, peer: int, message: bytes) -> None:
         """Raises RuntimeError where the GPUs do not reach each other, ValueError for tables of other shapes."""
         told = json.loads(message)
-        other = next((i for i in range(torch.cuda.device_count()) if _uuid(torch.device("cuda", i)) == told["gpu"]), None)
-        if other not in (None, self._device.index) and not torch.cuda.can_device_access_peer(self._device, torch.device("cuda", other)):
-            raise RuntimeError(f"GPU {self._device.index} cannot reach GPU {other}")
-        if len(told["tables"]) != len(self._whole):
-            raise ValueError(f"{len(told['tables'])} tables, {len(self._whole)} here")
-        tables = [self._rebuild(own, values) for own, values in zip(self._whole, told["tables"], strict=True)]
+        tables: list[Tensor] = []
+        try:
+            self._check(told)
+            for own, values in zip(self._whole, told["tables"], strict=True):
+                tables.append(self._rebuild(own, values))
+        except (RuntimeError, ValueError):
+            for values in told["tables"][len(tables) :]:  # else the peer kept their memory for this rank
+                arguments = dict(zip(TOLD, values, strict=True))
+                _release(_bytes(arguments[COUNTER]), arguments[COUNTER_OFFSET])
+            raise
         rings = [[torch.cuda.Event.from_ipc_handle(self._device, _bytes(text)) for text in ring] for ring in told["events"]]  # type: ignore[no-untyped-call]
         self._peers[peer], self._marks[peer] = tables, (rings[HOST], rings[PULL])
 
@@ -104,8 +111,8 @@ class CudaPeers:
         self._peers.clear()
         self._marks.clear()
         for peer in untaken:
-            for handle, offset in self._counters[peer]:
-                torch.UntypedStorage._release_ipc_counter_cuda(handle, offset)
+            for handle, offset in self._counters.get(peer, ()):
+                _release(handle, offset)
         self._counters.clear()
         _spare[self._device].append(self._rings)
         self._tables, self._whole = [], []
@@ -116,13 +123,22 @@ class CudaPeers:
         while any(not is_over(event) for _, event in marks) and time.monotonic() < until:
             time.sleep(POLL)
 
+    def _check(self, told: Mapping[str, Any]) -> None:
+        """Whether what a peer told can be reached, as far as that is known."""
+        other = next((i for i in range(torch.cuda.device_count()) if _uuid(torch.device("cuda", i)) == told["gpu"]), None)
+        if other not in (None, self._device.index) and not torch.cuda.can_device_access_peer(self._device, torch.device("cuda", other)):
+            raise RuntimeError(f"GPU {self._device.index} cannot reach GPU {other}")
+        if len(told["tables"]) != len(self._whole):
+            raise ValueError(f"{len(told['tables'])} tables, {len(self._whole)} here")
+        for own, values in zip(self._whole, told["tables"], strict=True):
+            if values[0][1:] != list(own.shape[1:]):
+                raise ValueError(f"a table of {values[0][1:]}, {list(own.shape[1:])} here")
+
     def _rebuild(self, own: Tensor, values: Sequence[Any]) -> Tensor:
         """A peer's table [S, numbers], on this device, by what the peer told of it."""
         arguments: list[Any] = [None] * 15
         for place, value in zip(TOLD, values, strict=True):
             arguments[place] = _bytes(value) if place in (HANDLE, COUNTER, EVENT) else value
-        if tuple(arguments[SIZE][1:]) != tuple(own.shape[1:]):
-            raise ValueError(f"a table of {arguments[SIZE][1:]}, {list(own.shape[1:])} here")
         arguments[0], arguments[4] = torch.Tensor, torch.storage.TypedStorage
         arguments[DTYPE], arguments[DEVICE], arguments[GRAD] = own.dtype, self._device.index, False
         with torch.inference_mode(False):
@@ -134,18 +150,24 @@ def open_peer_copies(board: Board, tables: Sequence[Tensor], lanes: tuple[torch.
     """Copies into tables [S, ...] of a GPU, shared with the ranks of a board; None, with the board left, where the system has no means
     for it. lanes: the streams that fill slots from host memory and from peers.
     """
+    device = CudaPeers(board.rank, tables, lanes)
     try:
-        device = CudaPeers(board.rank, tables, lanes)
         return PeerCopies(board, device, [table[0].numel() for table in tables], tables[0].element_size())
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning("ranks of this host do not share what they copy to their GPUs: %s", reason)
         board.leave()
+        device.close(board.peers)
         return None
 
 
 def _events() -> list[torch.cuda.Event]:
     return [torch.cuda.Event(interprocess=True) for _ in range(RING)]  # type: ignore[no-untyped-call]
+
+
+def _release(handle: bytes, offset: int) -> None:
+    """Undo the count of a reduced tensor that nobody rebuilds."""
+    torch.UntypedStorage._release_ipc_counter_cuda(handle, offset)
 
 
 def _uuid(device: torch.device) -> str:

@@ -153,13 +153,8 @@ class Fetcher:
     def counted(self) -> dict[str, int]:
         """What was fetched since the last call: FETCH_COUNTERS."""
         stats = self._cache.stats
-        now = dict(
-            zip(
-                FETCH_COUNTERS,
-                (stats.loads, stats.bytes_read, stats.bytes_shared, stats.bytes_copied, stats.stalls, round(stats.stall_seconds * 1e6)),
-                strict=True,
-            )
-        )
+        moved = stats.bytes_read, stats.bytes_shared, stats.bytes_copied, stats.bytes_pulled
+        now = dict(zip(FETCH_COUNTERS, (stats.loads, *moved, stats.stalls, round(stats.stall_seconds * 1e6)), strict=True))
         found = {name: count - self._before.get(name, 0) for name, count in now.items()}
         self._before = now
         return found

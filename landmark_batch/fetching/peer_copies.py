@@ -150,7 +150,7 @@ class PeerCopies:
             if load.host_mark is not None:
                 self._device.wait(PULL, self._board.rank, load.host_mark)
             yield load
-        if loads:
+        if any(load.shared for load in loads):
             self._misses = self._misses + 1 if alone else 0
 
     def leave(self) -> None:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from landmark_batch.scene.weights import SceneWeights
 
-FETCH_COUNTERS = ("fetch_loads", "fetch_bytes_read", "fetch_bytes_shared", "fetch_bytes_copied", "fetch_stalls", "fetch_stall_microseconds")
+FETCH_COUNTERS = (
+    "fetch_loads",
+    "fetch_bytes_read",
+    "fetch_bytes_shared",
+    "fetch_bytes_copied",
+    "fetch_bytes_pulled",
+    "fetch_stalls",
+    "fetch_stall_microseconds",
+)
 
 
 class BlockTables(Protocol):

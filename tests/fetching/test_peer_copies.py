@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import random
@@ -14,9 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from landmark_batch.fetching import board as boards
-from landmark_batch.fetching import peer_copies, transit
+from landmark_batch.fetching import cuda_peers, peer_copies, transit
 from landmark_batch.fetching.board import Board
 from landmark_batch.fetching.peer_copies import HOST, MISSES, PULL, RETRY, cut
 from landmark_batch.fetching.shared_reads import SharedReads
@@ -224,6 +226,21 @@ def test_ranks_with_the_same_channels_have_a_board(root: Path) -> None:
     finally:
         for own in shared:
             own.close()
+
+
+def test_torch_tells_of_a_tensor_what_is_passed_on() -> None:
+    """By place: these functions are torch's own, for its own queues."""
+    names = list(inspect.signature(rebuild_cuda_tensor).parameters)
+    assert len(names) == 15 and (names[0], names[4]) == ("tensor_cls", "storage_cls")
+    assert [names[place] for place in (cuda_peers.DTYPE, cuda_peers.DEVICE, cuda_peers.GRAD)] == [
+        "dtype",
+        "storage_device",
+        "requires_grad",
+    ]
+    assert [names[place] for place in cuda_peers.TOLD] == [
+        *("tensor_size", "tensor_stride", "tensor_offset", "storage_handle", "storage_size_bytes", "storage_offset_bytes"),
+        *("ref_counter_handle", "ref_counter_offset", "event_handle", "event_sync_required"),
+    ]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])

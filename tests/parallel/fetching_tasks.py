@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from landmark_batch.fetching import cache, peer_copies, regions
 from landmark_batch.fetching import fetcher as fetching
-from landmark_batch.fetching import regions
 from landmark_batch.fetching.choice import FetchChoice
 from landmark_batch.fetching.fetcher import Fetcher
 from landmark_batch.fetching.flight_blocks import FlightBlocks
@@ -44,7 +44,8 @@ class Flown:
     foresight: 'route' knows every frame's blocks, 'short' names one block for each, 'none' looks at each camera as it comes.
     scale: frames have as many times the rows and columns of `flights`. host: blocks that a rank's host memory holds; ranks share what
     they read from four on. cut: frames that need more blocks than there are slots are cut into regions, else they go through passes whole.
-    pass_rays: what goes through passes together where that is cut; 0 for as much as usual.
+    pass_rays: what goes through passes together where that is cut; 0 for as much as usual. peers: seconds that GPUs wait for others that
+    copy the same blocks, however small; 0 for as usual, which leaves blocks as small as these alone.
     """
 
     store: Path
@@ -59,6 +60,7 @@ class Flown:
     host: int = 2
     cut: bool = True
     pass_rays: int = 0
+    peers: float = 0.0
 
     def view(self, index: int) -> tuple[NDArray[np.float64], list[float], int, int]:
         """c2w, intrinsics, width, height."""
@@ -69,10 +71,13 @@ def fly(rank: int, cases: list[Flown]) -> list[list[Frame]]:
     """All frames of all cases, on the leader; the others serve."""
     found = []
     for case in cases:
-        renderer = _group_renderer(rank, case)
+        small = mock.patch.object(cache, "LEAST_BYTES", 0) if case.peers else nullcontext()
+        with small:
+            renderer = _group_renderer(rank, case)
         frames: list[Frame] = []
+        patience = mock.patch.object(peer_copies, "PATIENCE", case.peers or peer_copies.PATIENCE)
         whole = nullcontext() if case.cut else mock.patch.object(fetching, "frame_regions", return_value=[])
-        with whole, mock.patch.object(regions, "PASS_RAYS", case.pass_rays or regions.PASS_RAYS):
+        with whole, patience, mock.patch.object(regions, "PASS_RAYS", case.pass_rays or regions.PASS_RAYS):
             if rank == 0:
                 waiting: deque[Any] = deque()
                 for index in case.poses:

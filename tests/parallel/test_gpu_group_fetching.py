@@ -81,3 +81,28 @@ def test_crowded_frames_go_region_by_region(own_ranks: Ranks, stores: list[Path]
     for number, frames in enumerate(passes):
         loads, of_passes = (sum(counters.get("fetch_loads", 0) for _, counters in some) for some in (cut[3 * number], frames))
         assert loads < of_passes or runtime == "torch"  # two tiles, which both see nearly everything
+
+
+@pytest.mark.parametrize("shape", [GroupShape(1, 2), GroupShape(2, 1), GroupShape(2, 2)], ids=["DP 2", "TP 2", "TP 2 x DP 2"])
+@pytest.mark.parametrize("runtime", ["fused", "torch"])
+def test_what_gpus_copy_from_each_other_has_the_same_bits(own_ranks: Ranks, stores: list[Path], shape: GroupShape, runtime: str) -> None:
+    """Ranks with the same channels fetch parts of blocks from each other's slots; those with different ones do not."""
+    if torch.cuda.device_count() < shape.size:
+        pytest.skip(f"fewer than {shape.size} CUDA devices")
+    alone = [Flown(store, 0, FLIGHT, settings={"runtime": runtime}, device="cuda", scale=10) for store in stores[:2]]
+    held = (1, 2, 5, BLOCKS)
+    cases = [replace(case, slots=slots, in_flight=2, host=24) for case in alone for slots in held]
+    with group_of(own_ranks, shape, device="cuda") as ranks:
+        found = all_of(ranks.all(range(shape.size), fly, [*alone, *cases, *(replace(case, peers=0.2) for case in cases)]))
+    resident, plain, shared = found[:2], found[2 : 2 + len(cases)], found[2 + len(cases) :]
+    for number, (case, frames) in enumerate(zip(cases, shared, strict=True)):
+        for (got, _), (want, _) in zip(frames, resident[number // len(held)], strict=True):
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name], err_msg=f"{name}, {case}")
+        copied, pulled = (sum(counters.get(f"fetch_bytes_{way}", 0) for _, counters in frames) for way in ("copied", "pulled"))
+        assert not any(counters.get("fetch_bytes_pulled") for _, counters in plain[number])
+        if shape.data == 1:
+            assert not pulled, case
+        elif case.slots == BLOCKS:
+            assert pulled, case
+            assert copied + pulled == sum(counters.get("fetch_bytes_copied", 0) for _, counters in plain[number])
