@@ -216,6 +216,7 @@ def _fetched(result: RenderResult) -> str:
     came = f"{human_bytes(read)} read" + (f", {human_bytes(shared)} from a neighbour" if shared else "")
     waited = f"{count_of(counted['stalls'], 'wait')} of {counted['stall_microseconds'] / 1e6:.2f} s in all"
     copied = f"{human_bytes(counted['bytes_copied'])} copied to GPUs, " if counted["bytes_copied"] else ""
+    copied += f"{human_bytes(counted['bytes_pulled'])} from one GPU to another, " if counted["bytes_pulled"] else ""
     return f"fetched: {count_of(counted['loads'], 'block')}, {copied}{came}; {waited}"
 
 
