@@ -241,7 +241,9 @@ def _shared_reads(choice: FetchChoice, block_bytes: int, group: RenderGroup) -> 
     root, offer = make_offer(choice.host_bytes if dynamic else 0, block_bytes, group.membership.shape.size)
     offers = [Offer(*numbers) for numbers in group.tell(offer)]
     shared = SharedReads.join(root, offers, group.rank)
-    return (choice, None) if shared is None else (replace(choice, host_bytes=choice.host_bytes - shared.own_bytes), shared)
+    if shared is None:
+        return choice, None
+    return replace(choice, host_bytes=choice.host_bytes - max(0, shared.own_bytes - choice.host_spare)), shared
 
 
 def _open_scene(

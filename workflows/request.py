@@ -93,7 +93,12 @@ def scene_request(job: RenderJob, device: str, machine: Machine | None = None, *
     choice = None if blocks is None or machine is None else choose(job, blocks, device, *memory_of_worker(job.parallel, machine, device))
     memory = estimate_memory(config, settings, flight.width, flight.height, tensor_parallel=settings.tensor_parallel)
     if blocks is not None and choice is not None and choice.mode == "dynamic":
-        memory = blocks.size.rest + blocks.size.batch + choice.slots * blocks.size.block + (choice.host_bytes if device == "cpu" else 0)
+        memory = (
+            blocks.size.rest
+            + blocks.size.batch
+            + choice.slots * blocks.size.block
+            + (_on_host(job, blocks, choice) if device == "cpu" else 0)
+        )
     values = {"scene": blocks.base if blocks else digest, "scene.plane_division": list(config.division), **settings.pixel_settings()}
     prints = FrameSettings(values)
     if blocks is not None:
@@ -125,6 +130,14 @@ def choose(job: RenderJob, blocks: SceneBlocks, device: str, memory: int, host: 
     from landmark_batch.fetching.choice import choose_fetching
 
     return choose_fetching(job.fetching, blocks.size, device=device, memory=memory, host=host)
+
+
+def _on_host(job: RenderJob, blocks: SceneBlocks, choice: FetchChoice) -> int:
+    """Bytes of a worker for blocks on their way: its buffers, and what it adds to those for what ranks share."""
+    from landmark_batch.fetching.transit import offered_bytes
+
+    grouped = job.parallel.tensor_parallel * job.parallel.data_parallel > 1
+    return choice.host_bytes + (min(choice.host_spare, offered_bytes(choice.host_bytes, blocks.size.block)) if grouped else 0)
 
 
 def _held(blocks: SceneBlocks | None, choice: FetchChoice | None) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class SceneSize:
 class FetchChoice:
     """mode: what is done. reason: one line. slots: blocks on the device at once. host_bytes: of buffers for blocks on their way there.
 
-    batch: bytes for the rays in hand, None where the device's own memory decides.
+    batch: bytes for the rays in hand, None where the device's own memory decides. host_spare: bytes of host memory that those buffers
+    do not need, and that blocks may take otherwise.
     """
 
     mode: Literal["resident", "dynamic"]
@@ -43,6 +44,7 @@ class FetchChoice:
     slots: int
     host_bytes: int
     batch: int | None = None
+    host_spare: int = 0
 
 
 def choose_fetching(section: FetchingSection, size: SceneSize, *, device: str, memory: int, host: int) -> FetchChoice:
@@ -91,7 +93,8 @@ def choose_fetching(section: FetchingSection, size: SceneSize, *, device: str, m
         reason = "asked for"
     elif section.gpu_blocks is not None and not whole:
         reason = f"{size.blocks} blocks of {_mib(size.block)} come into {slots} slots as frames need them ({have})"
-    return FetchChoice("dynamic", reason, slots, min(asked, size.blocks * size.block), batch)
+    buffers = min(asked, size.blocks * size.block)
+    return FetchChoice("dynamic", reason, slots, buffers, batch, asked - buffers)
 
 
 def _limit(section: FetchingSection, size: SceneSize, memory: int) -> tuple[int, int | None]:

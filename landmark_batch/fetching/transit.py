@@ -53,7 +53,7 @@ def make_offer(host_bytes: int, block_bytes: int, ranks: int) -> tuple[Path | No
 
     host_bytes: this rank's memory for blocks on their way, of which what is offered is a part. block_bytes: of one block.
     """
-    own = min(host_bytes // SHARE, MOST_BLOCKS * block_bytes) if host_bytes >= LEAST_BLOCKS * block_bytes else 0
+    own = offered_bytes(host_bytes, block_bytes)
     root = find_root(own * ranks) if own and ranks > 1 else None
     if root is None:
         return None, NOTHING
@@ -65,6 +65,11 @@ def make_offer(host_bytes: int, block_bytes: int, ranks: int) -> tuple[Path | No
     text = f"{boot} {root} {place.st_dev} {place.st_ino} {os.getuid()}"  # one kernel, one file system, one user
     host = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % NUMBERS
     return root, Offer(host, own, secrets.randbelow(NUMBERS))
+
+
+def offered_bytes(host_bytes: int, block_bytes: int) -> int:
+    """What a rank of a group offers of its memory for blocks on their way; block_bytes: of one block."""
+    return min(host_bytes // SHARE, MOST_BLOCKS * block_bytes) if host_bytes >= LEAST_BLOCKS * block_bytes else 0
 
 
 def find_root(size: int) -> Path | None:

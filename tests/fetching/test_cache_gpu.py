@@ -127,7 +127,7 @@ def test_a_wait_of_the_device_is_a_stall(store: BlockStore, truth: list[dict[str
     rows = torch.tensor([1], device="cuda")
     cache.expect([[0], [1], [1]])
     with cache.hold([0]):
-        read_slots(cache, rows)  # a kernel that is loaded for the first time waits for the device
+        read_slots(cache, rows - 1)  # a kernel that is loaded for the first time waits for the device
     wait_for_reads(cache, 2)
     torch.cuda.synchronize()
     before = cache.stats.as_dict()

@@ -102,5 +102,7 @@ def test_host_memory_is_asked_for_or_a_share_and_never_more_than_the_scene() -> 
     assert choose(gpu_blocks=4, host_memory="300MiB").host_bytes == 300 * MIB
     assert choose(gpu_blocks=4, host=2048 * MIB).host_bytes == int(2048 * MIB * HOST_SHARE)
     assert choose(gpu_blocks=4).host_bytes == 48 * 100 * MIB
+    assert choose(gpu_blocks=4, host_memory="300MiB").host_spare == 0
+    assert choose(gpu_blocks=4, host_memory="6000MiB").host_spare == 1200 * MIB
     with pytest.raises(ConfigError, match=r"fetching.host_memory = 50.0 MiB: less than one block"):
         choose(gpu_blocks=4, host=100 * MIB)

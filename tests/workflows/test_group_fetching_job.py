@@ -13,13 +13,13 @@ from torch import Tensor
 
 from landmark_batch.commands.render import _fetched
 from landmark_batch.events import ChunkDone, Event
-from landmark_batch.fetching.choice import SceneSize
+from landmark_batch.fetching.choice import FetchChoice, SceneSize
 from landmark_batch.scene.store import BlockStore
 from landmark_batch.workflows import machine
 from landmark_batch.workflows.fetch_plan import fetch_report
 from landmark_batch.workflows.plan import make_plan
 from landmark_batch.workflows.render import run_render
-from landmark_batch.workflows.renderers import _agreed_choice
+from landmark_batch.workflows.renderers import _agreed_choice, _shared_reads
 from tests.workflows.block_jobs import HIGH, SLOTS, block_job, write_flight, write_town
 from tests.workflows.conftest import executions, pixels
 
@@ -107,3 +107,14 @@ def test_tensor_ranks_hold_as_many_blocks_as_the_smallest_of_them(
     assert choice is not None
     assert (choice.mode, choice.slots) == (mode, slots)
     assert mode == "resident" or choice.host_bytes >= MIB
+
+
+@pytest.mark.parametrize(("host", "spare", "left"), [(400, 0, 300), (400, 60, 360), (400, 5000, 400), (50, 5000, 50)])
+def test_what_ranks_share_is_taken_from_memory_that_is_spare(host: int, spare: int, left: int) -> None:
+    """In MiB; a block has 20 and a quarter is shared, from four blocks on."""
+    group: Any = SimpleNamespace(rank=0, membership=SimpleNamespace(shape=SimpleNamespace(size=2)), tell=lambda offer: [offer, offer])
+    choice, shared = _shared_reads(FetchChoice("dynamic", "test", 4, host * MIB, host_spare=spare * MIB), 20 * MIB, group)
+    assert choice.host_bytes == left * MIB
+    assert (shared is None) == (host < 80)
+    if shared is not None:
+        shared.close()
