@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from landmark_batch.frames.encoding_processes import encoding_processes
+from landmark_batch.frames.shared_pixels import shared_array
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
 from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.load import LoadMeter
@@ -37,7 +39,7 @@ Pixels: TypeAlias = dict[str, NDArray[Any]]
 class ChunkArrays:
     """Sets of arrays for the pixels of chunks, used again and again: new memory costs a fault a page. At most `most` are out at once.
 
-    pinned: a CUDA device is to write them by itself.
+    pinned: a CUDA device is to write them by itself. Encoding processes then see them, too, where the system allows it.
     """
 
     def __init__(self, spec: StoreSpec, *, most: int, pinned: bool) -> None:
@@ -101,8 +103,12 @@ class ChunkArrays:
     def _array(self, output: OutputSpec, frames: int) -> NDArray[Any]:
         shape = (frames, *self._spec.frame_shape(output.name))
         if self._pinned:
-            from landmark_batch.model.transfer import pinned_array
+            from landmark_batch.model.transfer import pin_memory, pinned_array, unpin_memory
 
+            try:
+                return shared_array(shape, output.dtype, use=pin_memory, leave=unpin_memory)
+            except (OSError, RuntimeError) as error:
+                logger.debug("pixels that this process alone sees: %s", error)
             try:
                 return pinned_array(shape, output.dtype)
             except RuntimeError as error:
@@ -195,8 +201,11 @@ class FramePipeline:
         self._meter = LoadMeter()
 
     def prepare(self, frames: int) -> None:
-        """Begin to make the arrays of chunks of so many frames, where that takes long: pinning memory stops a device, too."""
+        """Begin to make the arrays of chunks of so many frames, where that takes long: pinning memory stops a device, too. And begin the
+        processes that encode what is in them.
+        """
         if self._pinned:
+            encoding_processes()
             threading.Thread(target=self._arrays.make, args=(frames,), name="frame-arrays", daemon=True).start()
 
     def load(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -14,8 +15,13 @@ from numpy.typing import NDArray
 from landmark_batch.object_path import StorePath
 
 from .encode import FrameEncoder, encoding_threads
+from .encoding_processes import RemoteEncoder, Written
+from .process_pool import ProcessLost
 from .records import pixel_digest
-from .staging import AnyStage
+from .shared_pixels import place
+from .staging import AnyStage, Stage
+
+logger = logging.getLogger(__name__)
 
 Tell: TypeAlias = Callable[[str, float, float], None]  # what, begin and end by time.perf_counter()
 
@@ -35,7 +41,7 @@ def writing_threads() -> ThreadPoolExecutor:
 class StagedFrames:
     """Frames on their way into a stage. encoders: of each output; None: another joins its files, here are only digests made.
 
-    chunk: the file of a frame of an output. tell: as FrameWriter's.
+    remote: the same encoders, of processes, for pixels that these can see. chunk: the file of a frame of an output. tell: as FrameWriter's.
     """
 
     def __init__(
@@ -44,11 +50,12 @@ class StagedFrames:
         frames: Sequence[int],
         pixels: Mapping[str, NDArray[Any]],
         encoders: Mapping[str, FrameEncoder | None],
+        remote: Mapping[str, RemoteEncoder],
         chunk: Callable[[str, int], StorePath],
         tell: Tell | None,
     ) -> None:
         self._stage, self._frames, self._pixels, self._encoders = stage, frames, pixels, encoders
-        self._chunk, self._tell = chunk, tell
+        self._remote, self._chunk, self._tell = remote, chunk, tell
         self._jobs: dict[tuple[str, int], Future[tuple[str, float, float]]] = {}
         self._given = 0
         self._broken = False  # one has failed: the others are of no use
@@ -96,14 +103,34 @@ class StagedFrames:
             raise
 
     def _write(self, name: str, position: int) -> tuple[str, float, float]:
-        frame, encoder = self._pixels[name][position], self._encoders[name]
-        began = time.perf_counter()
-        digest, encoded = pixel_digest(frame), encoder(frame) if encoder is not None else None
-        between = time.perf_counter()
-        if encoded is not None:
-            self._stage.write(self._chunk(name, self._frames[position]), *encoded)
-        ended = time.perf_counter()
+        frame, final = self._pixels[name][position], self._chunk(name, self._frames[position])
+        digest, began, between, ended = self._elsewhere(name, frame, final) or self._here(name, frame, final)
         if self._tell is not None:
             self._tell("encode", began, between)
             self._tell("write", between, ended)
         return digest, between - began, ended - between
+
+    def _elsewhere(self, name: str, frame: NDArray[Any], final: StorePath) -> Written | None:
+        """By another process; None where none sees the pixels."""
+        seen, remote = place(frame), self._remote.get(name)
+        if seen is None or remote is None or not isinstance(self._stage, Stage):
+            return None
+        try:
+            with self._stage.file(final) as temporary:
+                try:
+                    return remote.write(seen, temporary)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+        except ProcessLost as error:
+            logger.warning("%s: written by this process: %s", final, error)
+            return None
+
+    def _here(self, name: str, frame: NDArray[Any], final: StorePath) -> Written:
+        encoder = self._encoders[name]
+        began = time.perf_counter()
+        digest, encoded = pixel_digest(frame), encoder(frame) if encoder is not None else None
+        between = time.perf_counter()
+        if encoded is not None:
+            self._stage.write(final, *encoded)
+        return digest, began, between, time.perf_counter()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -46,20 +47,26 @@ class Stage:
 
     def write(self, final: StorePath, *parts: bytes | bytearray | memoryview) -> None:
         """Write these parts to the temporary file of `final` and fsync it. Raises OSError: then it is gone again."""
+        with self.file(final) as temporary:
+            durable.write_new(temporary, parts)
+
+    @contextmanager
+    def file(self, final: StorePath) -> Iterator[Path]:
+        """The temporary file of `final`, which whoever asks makes and fsyncs meanwhile."""
         assert isinstance(final, Path)
         temporary = final.with_name(f"{final.name}.{self._tag}.{next(_counter)}{PARTIAL}")
         with self._changed:
             if self._closed:
                 raise StaleWriterError(f"{final}: this commit was given up")
             self._writing += 1
-        written = False
+        size = None
         try:
-            durable.write_new(temporary, parts)
-            written = True
+            yield temporary
+            size = temporary.stat().st_size
         finally:
             with self._changed:
-                if written:
-                    self._files.append(StagedFile(temporary, final, sum(map(len, parts))))
+                if size is not None:
+                    self._files.append(StagedFile(temporary, final, size))
                 self._writing -= 1
                 self._changed.notify_all()
 

@@ -24,6 +24,7 @@ from . import durable
 from .arrays import Array, open_array
 from .definition import StoreDefinition
 from .encode import FrameEncoder, encoding_threads, frame_encoder
+from .encoding_processes import RemoteEncoder, remote_encoders
 from .fence import Fence, read_fence
 from .layout import StoreLayout
 from .ledger import LedgerIndex, LedgerLog
@@ -130,6 +131,7 @@ class FrameWriter:
         self._commit: PendingCommit | None = None  # in hand
         self._arrays: dict[str, Array] = {}
         self._encoders: dict[str, FrameEncoder | None] = {}
+        self._remote: dict[str, RemoteEncoder] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +143,7 @@ class FrameWriter:
         """Remove what a failed commit may have left. The writer may be used again."""
         if self._stage is not None:
             self._stage.discard()
-        self._stage, self._arrays, self._encoders = None, {}, {}
+        self._stage, self._arrays, self._encoders, self._remote = None, {}, {}, {}
 
     @property
     def waiting(self) -> int:
@@ -185,7 +187,7 @@ class FrameWriter:
     def _stage_of(self, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> StagedFrames:
         self._check_pixels(frames, pixels)
         with self._as_store_errors():
-            return StagedFrames(self._opened(), frames, pixels, self._encoders, self._chunk, self.tell)
+            return StagedFrames(self._opened(), frames, pixels, self._encoders, self._remote, self._chunk, self.tell)
 
     def _fence(self) -> Fence:
         fence = read_fence(self._layout)
@@ -258,6 +260,7 @@ class FrameWriter:
             store = staged_store(self._layout.root, metadata=self._definition.metadata, stage=self._stage)
             self._arrays = {name: open_array(store, name) for name in self._definition.spec.names}
             self._encoders = {name: frame_encoder(array) for name, array in self._arrays.items()}
+            self._remote = remote_encoders(self._layout.root, self._definition.metadata, self._encoders)
         return self._stage
 
     def _publish(self, stage: AnyStage, frames: Sequence[int]) -> dict[StorePath, int]:

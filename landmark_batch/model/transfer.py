@@ -31,6 +31,20 @@ def pinned_array(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     return values.reshape(shape)
 
 
+def pin_memory(address: int, size: int) -> None:
+    """Have devices copy into memory of this process by themselves, until `unpin_memory`. Raises RuntimeError where it cannot be pinned."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("no memory can be pinned: no CUDA device")
+    error = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]
+    if int(error) != 0:
+        raise RuntimeError(f"no memory can be pinned: {error}")
+
+
+def unpin_memory(address: int) -> None:
+    """Before that memory goes."""
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
+
+
 class Fetch:
     """Tensors of one device on their way to the host, on the stream that is current when it is made.
 

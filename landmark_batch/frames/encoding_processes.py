@@ -1,0 +1,74 @@
+"""Frames encoded and written by processes: of pixels that lie in shared memory. The process that renders keeps Python's lock to itself."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from landmark_batch.object_path import ObjectPath, StorePath
+
+from . import durable
+from .arrays import open_array
+from .encode import FrameEncoder, encoding_threads, frame_encoder
+from .process_pool import ProcessPool
+from .records import pixel_digest
+from .shared_pixels import Place, opened
+from .staging import staged_store
+
+Written = tuple[str, float, float, float]  # digest; begin of encoding, of writing, and end, by time.perf_counter(), which is the host's
+
+_pools: dict[int, ProcessPool] = {}  # by process
+_lock = threading.Lock()
+
+
+def encoding_processes() -> ProcessPool:
+    """Those of this process, as many as `encoding_threads`; they begin with the first call."""
+    with _lock:
+        pool = _pools.get(os.getpid())
+        if pool is None:
+            pool = _pools[os.getpid()] = ProcessPool(encoding_threads(), [__name__])
+            atexit.register(pool.close)
+        return pool
+
+
+class RemoteEncoder:
+    """What another process needs to encode frames of an array. root: of a store, name: of the array, text: its metadata."""
+
+    def __init__(self, root: Path, name: str, text: str) -> None:
+        self._array = str(root), name, text
+
+    def write(self, place: Place, temporary: Path) -> Written:
+        """Write that frame's file and fsync it. Raises OSError: then it is gone again; ProcessLost: it may be there."""
+        return encoding_processes().run(write_frame, *self._array, place, str(temporary))
+
+
+def remote_encoders(root: StorePath, metadata: Mapping[str, str], encoders: Mapping[str, FrameEncoder | None]) -> dict[str, RemoteEncoder]:
+    """Of the arrays whose frames are files of their own on a file system. metadata: {key such as 'rgb/zarr.json': text}."""
+    if isinstance(root, ObjectPath):
+        return {}
+    return {name: RemoteEncoder(root, name, metadata[f"{name}/zarr.json"]) for name, encoder in encoders.items() if encoder is not None}
+
+
+def write_frame(root: str, name: str, text: str, place: Place, temporary: str) -> Written:
+    """In a process of the pool."""
+    began = time.perf_counter()
+    frame = opened(place)
+    digest, encoded = pixel_digest(frame), _encoder(root, name, text)(frame)
+    between = time.perf_counter()
+    durable.write_new(Path(temporary), encoded)
+    return digest, began, between, time.perf_counter()
+
+
+@lru_cache(maxsize=8)
+def _encoder(root: str, name: str, text: str) -> FrameEncoder:
+    import numcodecs.blosc
+
+    numcodecs.blosc.use_threads = False
+    encoder = frame_encoder(open_array(staged_store(Path(root), read_only=True, metadata={f"{name}/zarr.json": text}), name))
+    assert encoder is not None
+    return encoder

@@ -1,0 +1,113 @@
+"""ProcessPool: processes that do one call after another for threads which would wait for each other at Python's lock.
+
+A server, a process of its own without threads, imports what the calls need and is forked: neither the caller's threads nor its GPU are in
+the way, and a pool can be made in a process that multiprocessing lets have no children. When the caller ends, however it does, its sockets
+close and the pool is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import ParamSpec, TypeVar
+
+logger = logging.getLogger(__name__)
+
+START = """
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[1])
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # a fork takes one thread with it
+from landmark_batch.frames.pool_server import main
+main(sys.argv[2:])
+"""
+END_SECONDS = 5.0
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class ProcessLost(RuntimeError):
+    """The process that did a call is gone, or there is none: the call may have been done in part."""
+
+
+class ProcessPool:
+    """`size` processes that have imported the modules `preload`. They begin at once; the first call waits for them.
+
+    nice: is added to the niceness of each. Where processes cannot be had, every call raises ProcessLost.
+    """
+
+    def __init__(self, size: int, preload: Sequence[str] = (), *, nice: int = 0) -> None:
+        self._idle: queue.LifoQueue[Connection | None] = queue.LifoQueue()
+        self._lock = threading.Lock()
+        self._left = size
+        self._closed = False
+        pairs = [socket.socketpair() for _ in range(size)]
+        arguments = [json.dumps(sys.path), str(nice), ",".join(str(theirs.fileno()) for _, theirs in pairs), *preload]
+        try:
+            self._server: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [sys.executable, "-c", START, *arguments],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno() for _, theirs in pairs],
+            )
+        except OSError as error:
+            logger.warning("no processes beside this one: %s", error)
+            self._server = None
+        for ours, theirs in pairs:
+            theirs.close()
+            self._idle.put(Connection(ours.detach()))
+
+    def run(self, function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        """function(*arguments, **named) in one of the processes; waits for a free one. From any thread.
+
+        The function is found by its module and name. Raises what it raised; ProcessLost.
+        """
+        process = self._idle.get()
+        if process is None:
+            self._idle.put(None)
+            raise ProcessLost("no process is left")
+        try:
+            process.send((function, arguments, named))
+            done, answer = process.recv()
+        except (OSError, EOFError) as error:
+            self._lose(process)
+            raise ProcessLost("the process has ended") from error
+        except BaseException:
+            self._lose(process)  # its answer may still come
+            raise
+        self._idle.put(process)
+        if not done:
+            raise answer
+        result: Result = answer
+        return result
+
+    def close(self) -> None:
+        """End the processes, those at work as well: their calls raise ProcessLost. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        with contextlib.suppress(queue.Empty):
+            while (process := self._idle.get_nowait()) is not None:
+                process.close()
+        self._idle.put(None)
+        if self._server is not None:
+            try:
+                self._server.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
+
+    def _lose(self, process: Connection) -> None:
+        process.close()
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._idle.put(None)
