@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -15,15 +16,18 @@ from landmark_batch.object_path import ObjectPath, StorePath
 from . import durable
 from .arrays import open_array
 from .encode import FrameEncoder, encoding_threads, frame_encoder
-from .process_pool import ProcessPool
+from .process_pool import ProcessLost, ProcessPool
 from .records import pixel_digest
 from .shared_pixels import Place, opened
 from .staging import staged_store
+
+logger = logging.getLogger(__name__)
 
 Written = tuple[str, float, float, float]  # digest; begin of encoding, of writing, and end, by time.perf_counter(), which is the host's
 
 _pools: dict[int, ProcessPool] = {}  # by process
 _lock = threading.Lock()
+_alone: set[int] = set()  # processes that go on without
 
 
 def encoding_processes() -> ProcessPool:
@@ -42,9 +46,22 @@ class RemoteEncoder:
     def __init__(self, root: Path, name: str, text: str) -> None:
         self._array = str(root), name, text
 
-    def write(self, place: Place, temporary: Path) -> Written:
-        """Write that frame's file and fsync it. Raises OSError: then it is gone again; ProcessLost: it may be there."""
-        return encoding_processes().run(write_frame, *self._array, place, str(temporary))
+    def write(self, place: Place, temporary: Path) -> Written | None:
+        """Write that frame's file and fsync it. Raises OSError. None: no process can, or one was lost; the file may be there."""
+        if os.getpid() in _alone:
+            return None
+        pool = encoding_processes()
+        try:
+            return pool.run(write_frame, *self._array, place, str(temporary))
+        except ProcessLost as error:
+            logger.warning("a frame is encoded by the process that renders: %s", error)
+            if isinstance(error, UnseenError) or not pool.left:
+                _alone.add(os.getpid())
+            return None
+
+
+class UnseenError(ProcessLost):
+    """A process does not see the pixels: no other will."""
 
 
 def remote_encoders(root: StorePath, metadata: Mapping[str, str], encoders: Mapping[str, FrameEncoder | None]) -> dict[str, RemoteEncoder]:
@@ -57,7 +74,10 @@ def remote_encoders(root: StorePath, metadata: Mapping[str, str], encoders: Mapp
 def write_frame(root: str, name: str, text: str, place: Place, temporary: str) -> Written:
     """In a process of the pool."""
     began = time.perf_counter()
-    frame = opened(place)
+    try:
+        frame = opened(place)
+    except OSError as error:
+        raise UnseenError(f"others do not see its memory: {error}") from None
     digest, encoded = pixel_digest(frame), _encoder(root, name, text)(frame)
     between = time.perf_counter()
     durable.write_new(Path(temporary), encoded)

@@ -88,6 +88,11 @@ class ProcessPool:
         result: Result = answer
         return result
 
+    @property
+    def left(self) -> int:
+        """Processes that have not been lost."""
+        return 0 if self._closed else self._left
+
     def close(self) -> None:
         """End the processes, those at work as well: their calls raise ProcessLost. A second call does nothing."""
         with self._lock:

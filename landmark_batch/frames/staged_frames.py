@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -16,12 +15,9 @@ from landmark_batch.object_path import StorePath
 
 from .encode import FrameEncoder, encoding_threads
 from .encoding_processes import RemoteEncoder, Written
-from .process_pool import ProcessLost
 from .records import pixel_digest
 from .shared_pixels import place
 from .staging import AnyStage, Stage
-
-logger = logging.getLogger(__name__)
 
 Tell: TypeAlias = Callable[[str, float, float], None]  # what, begin and end by time.perf_counter()
 
@@ -115,16 +111,15 @@ class StagedFrames:
         seen, remote = place(frame), self._remote.get(name)
         if seen is None or remote is None or not isinstance(self._stage, Stage):
             return None
-        try:
-            with self._stage.file(final) as temporary:
-                try:
-                    return remote.write(seen, temporary)
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
-        except ProcessLost as error:
-            logger.warning("%s: written by this process: %s", final, error)
-            return None
+        with self._stage.file(final, absent=True) as temporary:
+            try:
+                written = remote.write(seen, temporary)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            if written is None:
+                temporary.unlink(missing_ok=True)
+        return written
 
     def _here(self, name: str, frame: NDArray[Any], final: StorePath) -> Written:
         encoder = self._encoders[name]

@@ -51,8 +51,10 @@ class Stage:
             durable.write_new(temporary, parts)
 
     @contextmanager
-    def file(self, final: StorePath) -> Iterator[Path]:
-        """The temporary file of `final`, which whoever asks makes and fsyncs meanwhile."""
+    def file(self, final: StorePath, *, absent: bool = False) -> Iterator[Path]:
+        """The temporary file of `final`, which whoever asks makes and fsyncs meanwhile. absent: it may be missing at the end, and nothing
+        is published then.
+        """
         assert isinstance(final, Path)
         temporary = final.with_name(f"{final.name}.{self._tag}.{next(_counter)}{PARTIAL}")
         with self._changed:
@@ -62,7 +64,8 @@ class Stage:
         size = None
         try:
             yield temporary
-            size = temporary.stat().st_size
+            if not absent or temporary.exists():
+                size = temporary.stat().st_size
         finally:
             with self._changed:
                 if size is not None:

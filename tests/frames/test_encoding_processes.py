@@ -135,7 +135,7 @@ def test_a_killed_process_loses_no_frame(fast_path: Path, own_pool: ProcessPool,
         os.kill(int(file.name.removeprefix("held-")), signal.SIGKILL)
     rendering.join()
     assert_is(store.path, FLIGHT, SETTINGS)
-    assert "written by this process" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == ["a frame is encoded by the process that renders: the process has ended"]
     assert not list(store.path.rglob("*.partial"))
 
 
@@ -160,3 +160,25 @@ def test_pixels_that_nobody_else_sees_are_encoded_here(fast_path: Path, monkeypa
     store = create(fast_path / "a.zarr")
     render(store, np.empty)
     assert_is(store.path, FLIGHT, SETTINGS)
+
+
+def test_memory_that_processes_do_not_see_is_told_once(
+    fast_path: Path, own_pool: ProcessPool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding_processes, "_alone", set())
+    for _ in range(2):
+        own_pool.run(close_eyes)
+    store = create(fast_path / "a.zarr")
+    render(store, shared_array)
+    assert_is(store.path, FLIGHT, SETTINGS)
+    told = [record.getMessage() for record in caplog.records]
+    assert 1 <= len(told) <= 2 and all("others do not see its memory" in text for text in told), "those that were asked at once"
+
+
+def close_eyes() -> None:
+    """In a process of a pool."""
+
+    def unseen(place: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", "/proc")
+
+    encoding_processes.opened = unseen
