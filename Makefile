@@ -37,7 +37,7 @@ kernels-check kernels-all:
 
 test: lint kernels-check
 	@python=$$(.ci/environment dev)
-	@exec $$python -m pytest -q -n 2 --dist loadfile
+	@exec $$python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos:
 	@python=$$(.ci/environment dev)

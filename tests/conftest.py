@@ -39,6 +39,12 @@ def _kept(config: pytest.Config) -> Path | None:
     return Path(cache.mkdir("landmark-kernels")) if cache is not None else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests start clusters come first: at the end, many quick ones keep all processes of a run busy."""
+    rooms = ("workflows", "parallel", "commands", "kernels", "benchmarks")
+    items.sort(key=lambda item: next((place for place, room in enumerate(rooms) if item.path.parent.name == room), len(rooms)))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compile the kernels that tests are to find before any test's time runs: a slow machine takes minutes."""
     folder = _kept(session.config)
