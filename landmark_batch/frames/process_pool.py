@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -56,6 +58,7 @@ class ProcessPool:
                 [sys.executable, "-c", START, *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno() for _, theirs in pairs],
+                process_group=0,
             )
         except OSError as error:
             logger.warning("no processes beside this one: %s", error)
@@ -82,7 +85,11 @@ class ProcessPool:
         except BaseException:
             self._lose(process)  # its answer may still come
             raise
-        self._idle.put(process)
+        with self._lock:
+            if self._closed:
+                process.close()
+            else:
+                self._idle.put(process)
         if not done:
             raise answer
         result: Result = answer
@@ -94,7 +101,9 @@ class ProcessPool:
         return 0 if self._closed else self._left
 
     def close(self) -> None:
-        """End the processes, those at work as well: their calls raise ProcessLost. A second call does nothing."""
+        """End the processes, those at work when they are done, or after a while: their calls raise ProcessLost then. A second call does
+        nothing.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -107,7 +116,7 @@ class ProcessPool:
             try:
                 self._server.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
-                self._server.kill()
+                os.killpg(self._server.pid, signal.SIGKILL)
                 self._server.wait()
 
     def _lose(self, process: Connection) -> None:

@@ -102,6 +102,45 @@ def test_no_process_outlives_its_pool(pool: ProcessPool) -> None:
     pool.close()
 
 
+def test_a_call_that_is_in_work_is_over_before_its_pool(pool: ProcessPool, tmp_path: Path) -> None:
+    found = list[int]()
+    working = threading.Thread(target=lambda: found.append(pool.run(slow, str(tmp_path / "begun"))))
+    working.start()
+    wait_for(tmp_path / "begun")
+    pool.close()
+    working.join()
+    assert found == [7]
+
+
+def slow(file: str) -> int:
+    Path(file).touch()
+    time.sleep(0.5)
+    return 7
+
+
+def test_a_call_that_does_not_end_is_lost_with_its_pool(pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_pool, "END_SECONDS", 0.2)
+    lost = list[BaseException]()
+
+    def ask() -> None:
+        try:
+            pool.run(hang, str(tmp_path / "begun"))
+        except ProcessLost as error:
+            lost.append(error)
+
+    working = threading.Thread(target=ask)
+    working.start()
+    wait_for(tmp_path / "begun")
+    pool.close()
+    working.join()
+    assert len(lost) == 1
+
+
+def hang(file: str) -> None:
+    Path(file).touch()
+    time.sleep(600)
+
+
 def test_no_process_outlives_a_killed_caller(tmp_path: Path) -> None:
     program = f"""
 import os, time
