@@ -60,13 +60,14 @@ def export_images(
 ) -> ImageReport:
     """Frames of a store as image files in `folder` (default: city.zarr -> city/rgb). Files that are up to date are left alone.
 
-    frames: '0-239x10' or indices; None = the whole flight. force: write all. workers: threads. progress: called with (done, all).
+    frames: '0-239x10' or indices; None = the whole flight. force: write all. workers: images made at the same time. progress: called
+    with (done, all).
     Raises StoreError (foreign store; unfinished frames, named, unless allow_missing), ConfigError, DiskFullError.
     """
     settings = settings or ImageSettings()
     source = open_source(store)
-    exporter = ImageExporter(source, folder or default_images_folder(store, settings.output), settings, workers=workers)
-    return exporter.export(_frames(frames, source), allow_missing=allow_missing, force=force, progress=progress)
+    with ImageExporter(source, folder or default_images_folder(store, settings.output), settings, workers=workers) as exporter:
+        return exporter.export(_frames(frames, source), allow_missing=allow_missing, force=force, progress=progress)
 
 
 def export_video(

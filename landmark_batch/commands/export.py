@@ -51,7 +51,7 @@ def command() -> None:
 @click.option("--allow-8bit", is_flag=True, help="16-bit files from a uint8 store.")
 @click.option("--allow-missing", is_flag=True, help="Export what is finished.")
 @click.option("--force", is_flag=True, help="Write files again that are up to date, and over other outputs.")
-@click.option("--workers", type=click.IntRange(1, 1024), help="Threads; default one a core, at most 16.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Images made at the same time; default one a core, at most 16.")
 @json_option
 def images(
     store: StorePath,

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from landmark_batch.errors import ConfigError
 
 from .depth_range import depth_range
-from .image_files import KEY, OUTPUT, ImageLabel, read_label, write_image
+from .image_files import KEY, OUTPUT, ImageLabel, read_label
 from .image_names import image_paths
+from .image_processes import ImageProcesses
 from .image_settings import ImageSettings
 from .outfile import make_folder, remove_leftovers, sync_folders
 from .source import FrameSource, select_frames
@@ -61,18 +62,28 @@ def joined(reports: Sequence[ImageReport]) -> ImageReport:
 
 
 class ImageExporter:
-    """Writes frames of `source` as images into `folder`. Safe to run again: only what changed is written.
+    """Writes frames of `source` as images into `folder`. Safe to run again: only what changed is written. Close it, or use `with`.
 
-    workers: threads (compression and file writes run outside Python's lock); None = one a core, at most 16.
+    workers: images made at the same time; None = one a core, at most 16. Threads, each with a process once there are many frames of a
+    store. processes: those, to share with other exporters; None = its own.
     Raises ConfigError before anything is read or written: an output the source lacks, 16 bits from uint8, a bad pattern.
     """
 
-    def __init__(self, source: FrameSource, folder: Path, settings: ImageSettings | None = None, *, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        source: FrameSource,
+        folder: Path,
+        settings: ImageSettings | None = None,
+        *,
+        workers: int | None = None,
+        processes: ImageProcesses | None = None,
+    ) -> None:
         self.source = source
         self.folder = Path(folder)
         self.settings = settings or ImageSettings()
         self.notes = tuple(self.settings.check_source(source))
         self.workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))
+        self.processes = processes or ImageProcesses(self.workers)
         self._cleared: set[Path] = set()
         self._paths = image_paths(
             self.folder,
@@ -83,6 +94,16 @@ class ImageExporter:
             ext=self.settings.ext,
             start_number=self.settings.start_number,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End its processes, also those it shares. A second call does nothing."""
+        self.processes.close()
 
     def path(self, frame: int) -> Path:
         """The file of a frame."""
@@ -181,4 +202,4 @@ class ImageExporter:
             )
         pose = source.pose(frame) if settings.format == "exr" else None
         label = ImageLabel(source.name, frame, settings.output, digest, key, near, far, source.metres_per_unit, pose)
-        return write_image(path, source.read(settings.output, frame), settings, label)
+        return self.processes.write(source, path, settings, label)

@@ -1,0 +1,97 @@
+"""Images made by processes, each from the frame in its store to the file: threads of one process wait for each other at Python's lock."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+from .image_files import ImageLabel, write_image
+from .image_settings import ImageSettings
+from .outfile import remove_leftovers
+from .process_pool import ProcessLost, ProcessPool
+from .source import FrameSource
+from .store_source import StoreSource, open_source
+
+_log = logging.getLogger(__name__)
+# Processes take half a second of one core to start, in which 16 threads make images of about so many bytes of pixels: an export that ends
+# sooner, or finds most files up to date, does not wait for them. Two threads make as many images as two processes; 16, half as many as 16.
+BEGIN_BYTES = 1 << 29
+LEAST = 4
+_PATIENCE = 60.0  # seconds that an image in work may take at the end
+
+
+class ImageProcesses:
+    """Makes images for threads: on the thread that asks, and in processes once there were many. Thread-safe.
+
+    size: processes; with less than LEAST there are none. nice: is added to their niceness.
+    A frame whose process is lost is made by its thread. So are all frames of sources that are no store.
+    """
+
+    def __init__(self, size: int, *, nice: int = 0) -> None:
+        self._size, self._nice = size, nice
+        self._lock = threading.Condition()
+        self._pool: ProcessPool | None = None
+        self._made = 0  # bytes of pixels, by threads
+        self._working = 0  # calls
+        self._left: set[Path] = set()  # folders in which a lost process may have left something
+
+    def write(self, source: FrameSource, path: Path, settings: ImageSettings, label: ImageLabel) -> int:
+        """Make the file of the frame that `label` tells of; returns its bytes. Raises what `source.read` and `write_image` raise."""
+        pool = self._take() if isinstance(source, StoreSource) else None
+        if pool is not None:
+            try:
+                return pool.run(_write, source.path, path, settings, label)
+            except ProcessLost as error:
+                self._lose(path, error)
+            finally:
+                self._give_back()
+        pixels = source.read(settings.output, label.frame)
+        size = write_image(path, pixels, settings, label)
+        with self._lock:
+            self._made += pixels.nbytes
+        return size
+
+    def close(self) -> None:
+        """End the processes, after the images in work; further ones would begin others. A second call does nothing."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._working == 0, timeout=_PATIENCE)
+            pool, self._pool = self._pool, None
+            left, self._left = self._left, set()
+        if pool is not None:
+            pool.close()
+        for folder in left:
+            remove_leftovers(folder)
+
+    def _take(self) -> ProcessPool | None:
+        with self._lock:
+            if self._pool is None and self._size >= LEAST and self._made >= BEGIN_BYTES:
+                self._pool = ProcessPool(self._size, (__name__, "landmark_batch.frames.store"), nice=self._nice)
+            self._working += self._pool is not None
+            return self._pool
+
+    def _give_back(self) -> None:
+        with self._lock:
+            self._working -= 1
+            self._lock.notify_all()
+
+    def _lose(self, path: Path, error: ProcessLost) -> None:
+        with self._lock:
+            first = not self._left
+            self._left.add(path.parent)
+        if first:
+            _log.warning("a process that makes images is lost (%s): what it had in work is made by this one", error)
+
+
+def _write(store: str, path: Path, settings: ImageSettings, label: ImageLabel) -> int:
+    """In a process of the pool."""
+    return write_image(path, _source(store).read_recorded(settings.output, label.frame, label.digest), settings, label)
+
+
+@lru_cache(maxsize=2)
+def _source(store: str) -> StoreSource:
+    import numcodecs.blosc
+
+    numcodecs.blosc.use_threads = False  # there is a process a core
+    return open_source(store)
