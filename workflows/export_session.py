@@ -15,6 +15,7 @@ from landmark_batch.errors import LandmarkError
 from landmark_batch.events import ChunkDone, Event
 from landmark_batch.frames.export_images import ImageExporter, ImageReport, joined
 from landmark_batch.frames.export_video import Stopped, VideoExporter, VideoReport
+from landmark_batch.frames.image_processes import ImageProcesses
 from landmark_batch.frames.latest import LatestPicture, latest_file
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
@@ -25,6 +26,7 @@ from landmark_batch.workflows.machine import gpus_present
 _log = logging.getLogger(__name__)
 _BATCH = 64  # frames a thread of a lane takes before the lane looks for others: at a batch's end threads wait for the last one
 _BUSY_THREADS = 2  # for images, beside workers that use every core
+_NICE = 10  # of processes that make images: rendering goes first
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class ExportSession:
     A segment of the film is encoded as soon as all its frames stand, whatever the order; segments outlive a crash beside the film, so that
     running again encodes those that are missing and leaves images that are up to date.
     Pictures of depth that need percentiles are written at the end, when all frames are there.
-    latest: shows the newest announced frame, at most one a second.
+    latest: shows the newest announced frame, at most one a second. images: are closed at the end.
     """
 
     def __init__(
@@ -142,14 +144,16 @@ class ExportSession:
         """For a render: with images every output of the store as [images] says, with video rgb as [video] says.
 
         latest: keep NAME.latest.jpg up to date.
-        workers: image threads; None: two, or three quarters of the cores where GPUs render.
+        workers: images made at the same time; None: two, or three quarters of the cores where GPUs render.
         Raises StoreError or ConfigError as the exporters do; `check_exports` finds these before a store is made.
         """
         source = open_source(job.store_path)
         workers = image_threads(job) if workers is None else workers
+        processes = ImageProcesses(workers, nice=_NICE)
         exporters = [
-            ImageExporter(source, job.images_dir / output, image_settings(job, output, allow_8bit=allow_8bit), workers=workers)
+            ImageExporter(source, job.images_dir / output, settings, workers=workers, processes=processes)
             for output in (source.outputs if images else ())
+            for settings in (image_settings(job, output, allow_8bit=allow_8bit),)
         ]
         film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
         picture = LatestPicture(source, latest_file(job.store_neighbour)) if latest else None
@@ -180,9 +184,7 @@ class ExportSession:
             finished = self._source.finished()
             with self._lock:
                 self._ready = {frame for frame in self._wanted if frame in finished}
-        self._ending.set()
-        for lane in self._lanes:
-            lane.end()
+        self._end()
         errors = [lane.error for lane in self._lanes if lane.error is not None]
         if errors:
             raise errors[0]
@@ -191,9 +193,14 @@ class ExportSession:
     def abort(self) -> None:
         """Stop after the frames in hand; images and whole segments of the film stay. For Ctrl-C. Never raises."""
         self._stop.set()
+        self._end()
+
+    def _end(self) -> None:
         self._ending.set()
         for lane in self._lanes:
             lane.end()
+        for exporter in self._images:
+            exporter.close()
 
     def _result(self) -> ExportResult:
         images = tuple(joined(reports) for reports in self._reports if reports)

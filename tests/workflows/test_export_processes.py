@@ -1,0 +1,96 @@
+"""Exports beside a render whose images are made by processes: they live as long as the session, and rendering goes first."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from landmark_batch.errors import StoreError
+from landmark_batch.events import ChunkDone
+from landmark_batch.frames import image_processes
+from landmark_batch.job import RenderJob, job_from_dict
+from landmark_batch.workflows.bench_export import bench_export
+from landmark_batch.workflows.export_session import ExportSession
+from tests.frames.export_sources import commit, pictures, write_store
+
+SHOTS = {"rgb": pictures(9), "alpha": pictures(9)[..., 0]}
+
+
+@pytest.fixture(autouse=True)
+def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[psutil.Process]]]:
+    """Gives the processes that were begun below this one since. Those for images begin with the first, and none may be left."""
+    monkeypatch.setattr(image_processes, "BEGIN_BYTES", 0)
+    monkeypatch.setattr(image_processes, "LEAST", 2)
+    before = set(psutil.Process().children(recursive=True))
+
+    def found() -> list[psutil.Process]:
+        return [process for process in psutil.Process().children(recursive=True) if process not in before]
+
+    yield found
+    assert found() == []
+
+
+def done(*frames: int) -> ChunkDone:
+    return ChunkDone("chunk", frames, "worker", 0, 1.0, {}, {})
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def count(folder: Path) -> int:
+    return len(list(folder.rglob("city.*.png")))
+
+
+def job(folder: Path) -> RenderJob:
+    return job_from_dict({"name": "city", "output": {"store": folder / "city.zarr", "alpha": "uint8"}})
+
+
+def test_one_set_of_processes_for_all_outputs_and_batches(tmp_path: Path, begun: Callable[[], list[psutil.Process]]) -> None:
+    store = write_store(tmp_path / "city.zarr", SHOTS, frames=[0, 1])
+    session = ExportSession.of_job(job(tmp_path), frames=range(9), pending=range(2, 9), images=True, latest=False, workers=2)
+    until(lambda: count(tmp_path / "city") == 4)
+    until(lambda: len(begun()) == 3)
+    first = {process.pid for process in begun()}
+    assert {process.nice() for process in begun()} == {min(19, os.nice(0) + 10)}
+    commit(store, SHOTS, range(2, 6))
+    session(done(2, 3, 4, 5))
+    until(lambda: count(tmp_path / "city") == 12)
+    assert {process.pid for process in begun()} == first
+    commit(store, SHOTS, range(6, 9))
+    session(done(6, 7, 8))
+    assert [report.written for report in session.finish().images] == [tuple(range(9))] * 2
+    assert begun() == [] and sorted(path.name for path in (tmp_path / "city").iterdir()) == ["alpha", "rgb"]
+
+
+def test_processes_end_with_a_session_that_is_aborted(tmp_path: Path, begun: Callable[[], list[psutil.Process]]) -> None:
+    write_store(tmp_path / "city.zarr", SHOTS, frames=[0, 1])
+    session = ExportSession.of_job(job(tmp_path), frames=range(9), pending=range(2, 9), images=True, latest=False, workers=2)
+    until(lambda: count(tmp_path / "city") == 4)
+    assert begun() != []
+    session.abort()
+    assert begun() == [] and not list(tmp_path.rglob("*.partial"))
+
+
+def test_processes_end_with_a_session_that_fails(tmp_path: Path, begun: Callable[[], list[psutil.Process]]) -> None:
+    store = write_store(tmp_path / "city.zarr", SHOTS)
+    store.chunk_file("rgb", 1).write_bytes(b"rubbish")
+    session = ExportSession.of_job(job(tmp_path), frames=range(9), images=True, latest=False, workers=2)
+    with pytest.raises(StoreError, match="rgb of frame 1 is damaged"):
+        session.finish()
+    assert begun() == [] and not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_bench_measures_the_processes_too(tmp_path: Path) -> None:
+    """CPU time of theirs counts: of their start alone it is far more than of a few small images."""
+    report = bench_export(tmp_path, width=64, height=48, frames=2, threads=2, codecs=["ffv1"])
+    cpu = {row.what: row.cpu for row in report.rows if row.bits == 8}
+    assert cpu["PNG, store to files"] > 0.1
