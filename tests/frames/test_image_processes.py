@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,15 @@ def test_damaged_frames_are_refused(tmp_path: Path, store: FrameStore, shared: I
     store.chunk_file("rgb", 0).unlink()
     with pytest.raises(StoreError, match="rgb of frame 0 is not there"):
         exporter.export([0])
+
+
+def test_the_ledger_is_not_read_for_what_is_known(tmp_path: Path, store: FrameStore, shared: ImageProcesses) -> None:
+    source, path = open_source(store.path), tmp_path / "a.png"
+    label = ImageLabel("a", 1, "rgb", source.finished()[1]["rgb"], "key")
+    shutil.rmtree(Path(str(store.layout.ledger)))
+    assert shared.write(source, path, ImageSettings(), label) == path.stat().st_size
+    with pytest.raises(StoreError, match="frame 2 is not finished"):
+        shared.write(source, path, ImageSettings(), replace(label, frame=2))
 
 
 def test_a_frame_that_was_rendered_since(tmp_path: Path, store: FrameStore, shared: ImageProcesses) -> None:
