@@ -15,7 +15,7 @@ from landmark_batch.errors import LandmarkError
 from landmark_batch.events import ChunkDone, Event
 from landmark_batch.frames.export_images import ImageExporter, ImageReport, joined
 from landmark_batch.frames.export_video import Stopped, VideoExporter, VideoReport
-from landmark_batch.frames.image_processes import ImageProcesses
+from landmark_batch.frames.image_processes import BEGIN_BYTES, ImageProcesses
 from landmark_batch.frames.latest import LatestPicture, latest_file
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _BATCH = 64  # frames a thread of a lane takes before the lane looks for others: at a batch's end threads wait for the last one
 _BUSY_THREADS = 2  # for images, beside workers that use every core
 _NICE = 10  # of processes that make images: rendering goes first
+_MANY = 4  # times the work for which they begin: then they do before the first frame is there
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,9 @@ class ExportSession:
             for output in (source.outputs if images else ())
             for settings in (image_settings(job, output, allow_8bit=allow_8bit),)
         ]
+        pending = tuple(pending)
+        if exporters and len(pending) * source.store.spec.bytes_per_frame >= _MANY * BEGIN_BYTES:
+            processes.begin()
         film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
         picture = LatestPicture(source, latest_file(job.store_neighbour)) if latest else None
         return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=picture)

@@ -47,10 +47,12 @@ class RemoteEncoder:
         self._array = str(root), name, text
 
     def write(self, place: Place, temporary: Path) -> Written | None:
-        """Write that frame's file and fsync it. Raises OSError. None: no process can, or one was lost; the file may be there."""
+        """Write that frame's file and fsync it. Raises OSError. None: none can, or can yet, or one was lost: it may be there."""
         if os.getpid() in _alone:
             return None
         pool = encoding_processes()
+        if not pool.ready:
+            return None
         try:
             return pool.run(write_frame, *self._array, place, str(temporary))
         except ProcessLost as error:

@@ -15,15 +15,15 @@ from .source import FrameSource
 from .store_source import StoreSource, open_source
 
 _log = logging.getLogger(__name__)
-# Processes take half a second of one core to start, in which 16 threads make images of about so many bytes of pixels: an export that ends
-# sooner, or finds most files up to date, does not wait for them. Two threads make as many images as two processes; 16, half as many as 16.
-BEGIN_BYTES = 1 << 29
+# Of pixels, into whose images threads have put about as much work as processes take to begin: half a second of a core. An export that ends
+# sooner, or finds most files up to date, begins none. Two threads make as many images as two processes; 16, half as many as 16.
+BEGIN_BYTES = 1 << 27
 LEAST = 4
 _PATIENCE = 60.0  # seconds that an image in work may take at the end
 
 
 class ImageProcesses:
-    """Makes images for threads: on the thread that asks, and in processes once there were many. Thread-safe.
+    """Makes images for threads: on the thread that asks, and in processes once there were many, or after `begin`. Thread-safe.
 
     size: processes; with less than LEAST there are none. nice: is added to their niceness.
     A frame whose process is lost is made by its thread. So are all frames of sources that are no store.
@@ -31,11 +31,17 @@ class ImageProcesses:
 
     def __init__(self, size: int, *, nice: int = 0) -> None:
         self._size, self._nice = size, nice
-        self._lock = threading.Condition()
+        self._lock = threading.Condition(threading.RLock())
         self._pool: ProcessPool | None = None
         self._made = 0  # bytes of pixels, by threads
         self._working = 0  # calls
         self._left: set[Path] = set()  # folders in which a lost process may have left something
+
+    def begin(self) -> None:
+        """Begin the processes; images are made by threads until they are there."""
+        with self._lock:
+            if self._pool is None and self._size >= LEAST:
+                self._pool = ProcessPool(self._size, (__name__, "landmark_batch.frames.store"), nice=self._nice)
 
     def write(self, source: FrameSource, path: Path, settings: ImageSettings, label: ImageLabel) -> int:
         """Make the file of the frame that `label` tells of; returns its bytes. Raises what `source.read` and `write_image` raise."""
@@ -66,9 +72,11 @@ class ImageProcesses:
 
     def _take(self) -> ProcessPool | None:
         with self._lock:
-            if self._pool is None and self._size >= LEAST and self._made >= BEGIN_BYTES:
-                self._pool = ProcessPool(self._size, (__name__, "landmark_batch.frames.store"), nice=self._nice)
-            self._working += self._pool is not None
+            if self._made >= BEGIN_BYTES:
+                self.begin()
+            if self._pool is None or not self._pool.ready:
+                return None
+            self._working += 1
             return self._pool
 
     def _give_back(self) -> None:

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def serve(caller: Connection) -> None:
-    """Do one call after another, until the caller has gone."""
+    """Say that it is there, and do one call after another, until the caller has gone."""
+    with contextlib.suppress(OSError):
+        caller.send(None)
     while True:
         try:
             function, arguments, named = caller.recv()

@@ -41,7 +41,7 @@ class ProcessLost(RuntimeError):
 
 
 class ProcessPool:
-    """`size` processes that have imported the modules `preload`. They begin at once; the first call waits for them.
+    """`size` processes that have imported the modules `preload`. They begin at once; calls wait until they are there.
 
     nice: is added to the niceness of each. Where processes cannot be had, every call raises ProcessLost.
     """
@@ -50,7 +50,7 @@ class ProcessPool:
         self._idle: queue.LifoQueue[Connection | None] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._left = size
-        self._closed = False
+        self._closed = self._ready = False
         pairs = [socket.socketpair() for _ in range(size)]
         arguments = [json.dumps(sys.path), str(nice), ",".join(str(theirs.fileno()) for _, theirs in pairs), *preload]
         try:
@@ -66,6 +66,8 @@ class ProcessPool:
         for ours, theirs in pairs:
             theirs.close()
             self._idle.put(Connection(ours.detach()))
+        self._coming = set(self._idle.queue)  # who have not yet been heard to be there
+        self._last = self._idle.queue[0]
 
     def run(self, function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         """function(*arguments, **named) in one of the processes; waits for a free one. From any thread.
@@ -77,6 +79,10 @@ class ProcessPool:
             self._idle.put(None)
             raise ProcessLost("no process is left")
         try:
+            if process in self._coming:
+                process.recv()
+                self._coming.discard(process)
+                self._ready = True
             process.send((function, arguments, named))
             done, answer = process.recv()
         except (OSError, EOFError) as error:
@@ -94,6 +100,14 @@ class ProcessPool:
             raise answer
         result: Result = answer
         return result
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call would wait for no process to begin."""
+        if not self._ready and not self._closed:
+            with contextlib.suppress(OSError):  # it is being closed
+                self._ready = self._last is not None and self._last.poll()
+        return self._ready
 
     @property
     def left(self) -> int:

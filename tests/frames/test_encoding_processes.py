@@ -33,6 +33,7 @@ PRINTS = flight_fingerprints(SETTINGS, FLIGHT)
 @pytest.fixture(scope="module")
 def made() -> Iterator[ProcessPool]:
     pool = ProcessPool(2, [encoding_processes.__name__])
+    wait_until(lambda: pool.ready)
     yield pool
     pool.close()
 
@@ -48,6 +49,8 @@ def own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessPool]:
     """For one test, which may break it."""
     pool = ProcessPool(2, [encoding_processes.__name__])
     monkeypatch.setattr(encoding_processes, "_pools", {os.getpid(): pool})
+    monkeypatch.setattr(encoding_processes, "_alone", set())
+    wait_until(lambda: pool.ready)
     yield pool
     pool.close()
 
@@ -107,8 +110,7 @@ def test_frames_that_share_a_file_are_zarrs(fast_path: Path) -> None:
 def test_what_a_file_meets_is_the_commits_error(fast_path: Path, own_pool: ProcessPool) -> None:
     """A disk that is full for the processes: as for threads."""
     store = create(fast_path / "a.zarr")
-    for _ in range(2):
-        own_pool.run(fill_disk)  # one goes to work and comes back as the first that is free
+    own_pool.run(fill_disk)  # it comes back as the first that is asked again
     with pytest.raises(DiskFullError, match="disk is full"):
         render(store, shared_array)
     assert store.finished() == {} and not list(store.path.rglob("*.partial"))
@@ -124,10 +126,9 @@ def fill_disk() -> None:
 
 
 def test_a_killed_process_loses_no_frame(fast_path: Path, own_pool: ProcessPool, caplog: pytest.LogCaptureFixture) -> None:
-    """One after the other, while they write; then the process that renders encodes what is left."""
+    """In the middle of a file: the process that renders writes that frame."""
     store = create(fast_path / "a.zarr")
-    pids = {own_pool.run(hold, str(fast_path)) for _ in range(2)}
-    assert len(pids) == 1, "the one that is free is asked again"
+    own_pool.run(hold, str(fast_path))
     rendering = threading.Thread(target=render, args=(store, shared_array))
     rendering.start()
     wait_until(lambda: bool(list(fast_path.glob("held-*"))))
@@ -152,6 +153,16 @@ def hold(folder: str) -> int:
     return os.getpid()
 
 
+def test_nobody_waits_for_processes_that_are_not_there_yet(
+    fast_path: Path, own_pool: ProcessPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ProcessPool, "ready", False)
+    store = create(fast_path / "a.zarr")
+    render(store, shared_array)
+    assert_is(store.path, FLIGHT, SETTINGS)
+    assert caplog.records == []
+
+
 def test_pixels_that_nobody_else_sees_are_encoded_here(fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Any:
         raise AssertionError("a process was asked")
@@ -162,12 +173,8 @@ def test_pixels_that_nobody_else_sees_are_encoded_here(fast_path: Path, monkeypa
     assert_is(store.path, FLIGHT, SETTINGS)
 
 
-def test_memory_that_processes_do_not_see_is_told_once(
-    fast_path: Path, own_pool: ProcessPool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoding_processes, "_alone", set())
-    for _ in range(2):
-        own_pool.run(close_eyes)
+def test_memory_that_processes_do_not_see_is_told_once(fast_path: Path, own_pool: ProcessPool, caplog: pytest.LogCaptureFixture) -> None:
+    own_pool.run(close_eyes)
     store = create(fast_path / "a.zarr")
     render(store, shared_array)
     assert_is(store.path, FLIGHT, SETTINGS)

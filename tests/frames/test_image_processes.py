@@ -38,6 +38,7 @@ def _at_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_processes, "BEGIN_BYTES", 0)
         patch.setattr(image_processes, "LEAST", 2)
+        patch.setattr(ProcessPool, "ready", True)  # calls wait for them
         yield
 
 
@@ -252,6 +253,25 @@ def test_they_begin_when_it_pays(
     with ImageExporter(MemorySource({"rgb": pictures(3)}), tmp_path / "memory", workers=2) as exporter:
         exporter.export()
         assert begun() == []
+
+
+def test_nobody_waits_for_processes_that_are_not_there_yet(tmp_path: Path, store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    read, here = StoreSource.read_recorded, list[int]()
+
+    def counted(source: StoreSource, output: str, frame: int, recorded: str | None) -> Any:
+        here.append(frame)
+        return read(source, output, frame, recorded)
+
+    monkeypatch.setattr(StoreSource, "read_recorded", counted)
+    monkeypatch.setattr(ProcessPool, "ready", False)
+    with ImageExporter(open_source(store.path), tmp_path / "rgb", workers=2) as exporter:
+        exporter.processes.begin()
+        exporter.export([0, 1])
+        assert sorted(here) == [0, 1]
+        monkeypatch.setattr(ProcessPool, "ready", True)
+        exporter.export()
+        assert sorted(here) == [0, 1]
 
 
 def test_frames_of_an_object_store(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

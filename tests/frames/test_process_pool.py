@@ -68,6 +68,15 @@ def test_calls_go_to_processes_side_by_side(pool: ProcessPool) -> None:
     assert {pool.run(int, text, base=2) for text in ("101", "11")} == {5, 3}
 
 
+def test_a_pool_is_ready_when_its_processes_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_pool, "START", "import time; time.sleep(0.5)\n" + process_pool.START)
+    pool = ProcessPool(2)
+    assert not pool.ready
+    wait_until(lambda: pool.ready)
+    assert pool.run(len, "abc") == 3 and pool.ready
+    pool.close()
+
+
 def test_errors_are_those_of_the_call(pool: ProcessPool) -> None:
     with pytest.raises(StoreError, match="everything: refused") as caught:
         pool.run(refuse, "everything")

@@ -13,7 +13,9 @@ import pytest
 from landmark_batch.errors import StoreError
 from landmark_batch.events import ChunkDone
 from landmark_batch.frames import image_processes
+from landmark_batch.frames.process_pool import ProcessPool
 from landmark_batch.job import RenderJob, job_from_dict
+from landmark_batch.workflows import export_session
 from landmark_batch.workflows.bench_export import bench_export
 from landmark_batch.workflows.export_session import ExportSession
 from tests.frames.export_sources import commit, pictures, write_store
@@ -26,6 +28,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[psutil.
     """Gives the processes that were begun below this one since. Those for images begin with the first, and none may be left."""
     monkeypatch.setattr(image_processes, "BEGIN_BYTES", 0)
     monkeypatch.setattr(image_processes, "LEAST", 2)
+    monkeypatch.setattr(ProcessPool, "ready", True)  # calls wait for them
     before = set(psutil.Process().children(recursive=True))
 
     def found() -> list[psutil.Process]:
@@ -69,6 +72,19 @@ def test_one_set_of_processes_for_all_outputs_and_batches(tmp_path: Path, begun:
     session(done(6, 7, 8))
     assert [report.written for report in session.finish().images] == [tuple(range(9))] * 2
     assert begun() == [] and sorted(path.name for path in (tmp_path / "city").iterdir()) == ["alpha", "rgb"]
+
+
+def test_they_begin_before_the_first_frame_where_many_will_come(
+    tmp_path: Path, begun: Callable[[], list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 7 * pictures(1).nbytes + 7 * pictures(1)[..., 0].nbytes
+    write_store(tmp_path / "city.zarr", SHOTS, frames=[0, 1])
+    for least, many in ((size // 4 + 1, False), (size // 4, True)):
+        monkeypatch.setattr(export_session, "BEGIN_BYTES", least)
+        monkeypatch.setattr(image_processes, "BEGIN_BYTES", 2**40)
+        session = ExportSession.of_job(job(tmp_path), frames=range(2, 9), pending=range(2, 9), images=True, latest=False, workers=2)
+        assert bool(begun()) == many
+        session.abort()
 
 
 def test_processes_end_with_a_session_that_is_aborted(tmp_path: Path, begun: Callable[[], list[psutil.Process]]) -> None:
