@@ -26,7 +26,7 @@ from landmark_batch.workflows.machine import gpus_present
 _log = logging.getLogger(__name__)
 _BATCH = 64  # frames a thread of a lane takes before the lane looks for others: at a batch's end threads wait for the last one
 _BUSY_THREADS = 2  # for images, beside workers that use every core
-_NICE = 10  # of processes that make images: rendering goes first
+_NICE = 5  # of processes that make images: rendering goes first
 _MANY = 4  # times the work for which they begin: then they do before the first frame is there
 
 

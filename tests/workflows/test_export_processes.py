@@ -63,7 +63,7 @@ def test_one_set_of_processes_for_all_outputs_and_batches(tmp_path: Path, begun:
     until(lambda: count(tmp_path / "city") == 4)
     until(lambda: len(begun()) == 3)
     first = {process.pid for process in begun()}
-    assert {process.nice() for process in begun()} == {min(19, os.nice(0) + 10)}
+    assert {process.nice() for process in begun()} == {min(19, os.nice(0) + 5)}
     commit(store, SHOTS, range(2, 6))
     session(done(2, 3, 4, 5))
     until(lambda: count(tmp_path / "city") == 12)
