@@ -31,7 +31,7 @@ class ImageProcesses:
 
     def __init__(self, size: int, *, nice: int = 0) -> None:
         self._size, self._nice = size, nice
-        self._lock = threading.Condition(threading.RLock())
+        self._lock = threading.Condition()
         self._pool: ProcessPool | None = None
         self._made = 0  # bytes of pixels, by threads
         self._working = 0  # calls

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from landmark_batch.errors import PixelError
+from landmark_batch.frames.encoding_processes import encoding_processes
+from landmark_batch.frames.staged_frames import StagedFrames
+from tests.workflows.processes import until
 from tests.workflows.test_pipeline import FRAMES, chunk, render_all, session_of
 
 
@@ -70,6 +73,25 @@ def test_overlap_changes_no_pixel_on_a_gpu(tmp_path: Path, gpu_renderer: Any) ->
         assert len(np.unique(alone)) > 8
         np.testing.assert_array_equal(found[True][frame], alone)
         np.testing.assert_array_equal(found[False][frame], alone)
+
+
+@pytest.mark.gpu
+def test_processes_encode_what_the_device_writes(tmp_path: Path, gpu_renderer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into memory that they see, chunk after chunk; none is left to the threads of this process."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("encoded here")
+
+    until(lambda: encoding_processes().ready)
+    monkeypatch.setattr(StagedFrames, "_here", refuse)
+    renderer = WithNaN(gpu_renderer)
+    with session_of(tmp_path, renderer, overlap=True, device="cuda") as (session, store):
+        _, threads = render_all(session, [chunk(first) for first in range(0, FRAMES, 4)])
+        for thread in threads:
+            thread.join()
+        for frame in range(FRAMES):
+            alone = renderer.render(None, None, 32, 18, frame=frame).quantised(store.spec.outputs, frame=frame)["rgb"]
+            np.testing.assert_array_equal(store.read("rgb", frame), alone)
 
 
 @pytest.mark.gpu
