@@ -17,7 +17,8 @@ from typing import Any
 def main(arguments: Sequence[str]) -> None:
     """nice, sockets (their descriptors, with commas between them), modules to import. Returns when all children have ended."""
     nice, sockets, *modules = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; who asks decides
+    for word in (signal.SIGINT, signal.SIGTTOU):  # a terminal's words are for who asks
+        signal.signal(word, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(int(nice))
     for module in modules:
