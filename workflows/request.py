@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCENE_RENDERER: Mapping[str, Any] = {"kind": "scene"}
 THEIRS = "as the cluster's workers have it"  # runtime of a GPU
+NO_KERNELS_HERE = "plain torch, many times slower, is what workers will use, since this machine has no compiled kernels"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ def scene_request(job: RenderJob, device: str, machine: Machine | None = None, *
     if idle := idle_shares(config, settings.tensor_parallel):
         ranks = settings.tensor_parallel
         warnings.append(f"tensor_parallel = {ranks}: the scene's channels leave {idle} of every {ranks} workers without any")
+    if elsewhere and settings.runtime == "torch" and job.model.runtime == "auto":
+        warnings.append(
+            f"{NO_KERNELS_HERE}: where the cluster's workers have GPUs say --device cuda, where they have a compiler --runtime fused"
+        )
     digest = scene_digest(checkpoint, edit=job.scene.edit, edit_block=job.scene.edit_block)
     blocks = scene_blocks(job, settings, flight, device=device)
     choice = None if blocks is None or machine is None else choose(job, blocks, device, *memory_of_worker(job.parallel, machine, device))

@@ -21,6 +21,7 @@ from landmark_batch.workflows import plan as plan_module
 from landmark_batch.workflows.machine import Gpu, Machine
 from landmark_batch.workflows.plan import chunk_size, frames_to_render, make_plan, narrow
 from landmark_batch.workflows.render import run_render
+from landmark_batch.workflows.request import NO_KERNELS_HERE
 from tests.factories import make_scene
 from tests.workflows.conftest import FRAMES
 
@@ -143,6 +144,19 @@ def test_a_plan_for_gpus_needs_none(make_job: MakeJob) -> None:
     assert plan.placement is not None
     assert (plan.placement.device, plan.placement.gpus) == ("cuda", (0, 1, 2, 3))
     assert "GPU 0, 1, 2, 3 (H100)" in plan.describe()
+
+
+def test_a_client_without_kernels_says_what_workers_of_a_cluster_will_do(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANDMARK_BATCH_KERNELS", "/none")
+
+    def told(*overrides: str, scheduler: str | None) -> bool:
+        plan = make_plan(make_job(*overrides), machine=MACHINE, update=False, overwrite=False, scheduler=scheduler)
+        return any(NO_KERNELS_HERE in warning for warning in plan.warnings)
+
+    assert told("model.runtime=auto", scheduler="tcp://head:8786")
+    assert not told("model.runtime=auto", scheduler=None)
+    assert not told("model.runtime=auto", "parallel.device=cuda", scheduler="tcp://head:8786")
+    assert not told("model.runtime=torch", scheduler="tcp://head:8786")
 
 
 def test_a_plan_of_render_groups(make_job: MakeJob) -> None:
