@@ -157,10 +157,10 @@ class ExportSession:
             for settings in (image_settings(job, output, allow_8bit=allow_8bit),)
         ]
         pending = tuple(pending)
-        if exporters and len(pending) * source.store.spec.bytes_per_frame >= _MANY * BEGIN_BYTES:
-            processes.begin()
         film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
         picture = LatestPicture(source, latest_file(job.store_neighbour)) if latest else None
+        if exporters and len(pending) * source.store.spec.bytes_per_frame >= _MANY * BEGIN_BYTES:
+            processes.begin()
         return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=picture)
 
     def __call__(self, event: Event) -> None:

@@ -39,11 +39,11 @@ Pixels: TypeAlias = dict[str, NDArray[Any]]
 class ChunkArrays:
     """Sets of arrays for the pixels of chunks, used again and again: new memory costs a fault a page. At most `most` are out at once.
 
-    pinned: a CUDA device is to write them by itself. Encoding processes then see them, too, where the system allows it.
+    pinned: a CUDA device is to write them by itself. shared: other processes are then to see them, where the system allows it.
     """
 
-    def __init__(self, spec: StoreSpec, *, most: int, pinned: bool) -> None:
-        self._spec, self._pinned = spec, pinned
+    def __init__(self, spec: StoreSpec, *, most: int, pinned: bool, shared: bool = False) -> None:
+        self._spec, self._pinned, self._shared = spec, pinned, shared
         self._free: list[Pixels | None] = [None] * most  # None: not made yet
         self._most, self._closed = most, False
         self._changed = threading.Condition()
@@ -105,10 +105,11 @@ class ChunkArrays:
         if self._pinned:
             from landmark_batch.model.transfer import pin_memory, pinned_array, unpin_memory
 
-            try:
-                return shared_array(shape, output.dtype, use=pin_memory, leave=unpin_memory)
-            except (OSError, RuntimeError) as error:
-                logger.debug("pixels that this process alone sees: %s", error)
+            if self._shared:
+                try:
+                    return shared_array(shape, output.dtype, use=pin_memory, leave=unpin_memory)
+                except (OSError, RuntimeError) as error:
+                    logger.debug("pixels that this process alone sees: %s", error)
             try:
                 return pinned_array(shape, output.dtype)
             except RuntimeError as error:
@@ -189,12 +190,13 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
 class FramePipeline:
     """Fills arrays with frames. One thread at a time may call `fill`; what it returns is the caller's.
 
-    overlap: off, one step is done after the other. pinned: as for ChunkArrays.
+    overlap: off, one step is done after the other. pinned: as for ChunkArrays. files: each frame becomes files of its own on a file
+    system: other processes can write those of pinned pixels.
     """
 
-    def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool) -> None:
-        self._outputs, self._pinned = spec.outputs, pinned
-        self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned)
+    def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool, files: bool) -> None:
+        self._outputs, self._pinned, self._files = spec.outputs, pinned, files
+        self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned, shared=files)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="frame-copies") if overlap else None
         self._filled: tuple[FilledChunk, ...] = ()
         self._frames, self._seconds, self._since = 0, 0.0, 0.0  # rendered so far, and when the renderer began its frame, 0: it has none
@@ -205,7 +207,8 @@ class FramePipeline:
         processes that encode what is in them.
         """
         if self._pinned:
-            encoding_processes()
+            if self._files:
+                encoding_processes()
             threading.Thread(target=self._arrays.make, args=(frames,), name="frame-arrays", daemon=True).start()
 
     def load(self) -> dict[str, float]:

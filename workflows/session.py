@@ -20,7 +20,7 @@ from landmark_batch.errors import CameraError, ConfigError, LandmarkError
 from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.writer import FrameWriter, PendingCommit
-from landmark_batch.object_path import StorePath
+from landmark_batch.object_path import ObjectPath, StorePath
 from landmark_batch.workflows.ahead import GROUP_AHEAD, Cameras, FramesAhead, Turns, frames_ahead
 from landmark_batch.workflows.in_hand import frames_at_once, most_at_once
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
@@ -325,7 +325,8 @@ class RenderSession:
 def pipeline_of(opened: OpenedRun, device: str) -> FramePipeline:
     """For a run's frames from this kind of device, with memory that it begins to take beside the caller."""
     job, spec = opened.snapshot.render_job(), opened.store.spec
-    pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda")
+    files = spec.frames_per_shard == 1 and not isinstance(opened.store.path, ObjectPath)
+    pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda", files=files)
     pipeline.prepare(frames_at_once(job.output.chunk_frames, device, spec))
     return pipeline
 

@@ -6,7 +6,6 @@ import logging
 import math
 import mmap
 import os
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ class Place(NamedTuple):
 
 
 class _Memory:
-    """Its arrays keep it; it closes with the last of them."""
+    """Its arrays keep it; its pages go with the last of them, whoever else has it open: a look at them then ends that process (SIGBUS)."""
 
     def __init__(self, size: int) -> None:
         self.descriptor = os.memfd_create("landmark-batch-pixels", os.MFD_CLOEXEC)
@@ -48,7 +47,6 @@ class _Memory:
 
 
 _memories: dict[int, tuple[int, int, int]] = {}  # by address: size, descriptor, number
-_lock = threading.Lock()
 
 
 def shared_array(
@@ -73,18 +71,17 @@ def shared_array(
     except BaseException:
         _end(memory.address, memory.descriptor, lambda address: None)
         raise
-    with _lock:
-        _memories[memory.address] = size, memory.descriptor, memory.number
+    _memories[memory.address] = size, memory.descriptor, memory.number
     weakref.finalize(memory, _end, memory.address, memory.descriptor, leave, memory.map).atexit = False
     values: NDArray[Any] = np.asarray(memory)[: math.prod(shape) * kind.itemsize].view(kind)
     return values.reshape(shape)
 
 
 def _end(address: int, descriptor: int, leave: Callable[[int], None], kept: mmap.mmap | None = None) -> None:
-    """kept: is not unmapped before."""
-    with _lock:
-        _memories.pop(address, None)
+    """Called by the garbage collector, in any thread, wherever it is: it takes no lock. kept: is not unmapped before."""
+    _memories.pop(address, None)
     leave(address)
+    os.ftruncate(descriptor, 0)  # other processes may have it open still
     os.close(descriptor)
 
 
@@ -93,10 +90,9 @@ def place(values: NDArray[Any]) -> Place | None:
     if not values.flags.c_contiguous:
         return None
     address = values.ctypes.data
-    with _lock:
-        for first, (size, descriptor, number) in _memories.items():
-            if first <= address and address + values.nbytes <= first + size:
-                return Place(os.getpid(), descriptor, number, address - first, values.shape, values.dtype.str)
+    for first, (size, descriptor, number) in tuple(_memories.items()):
+        if first <= address and address + values.nbytes <= first + size:
+            return Place(os.getpid(), descriptor, number, address - first, values.shape, values.dtype.str)
     return None
 
 
@@ -104,7 +100,9 @@ _open: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()  # by number; the one
 
 
 def opened(place: Place) -> NDArray[Any]:
-    """That array, in another process of the same user. Not for several threads. Raises OSError where it cannot be reached, or is gone."""
+    """That array, in another process of the same user, while its owner keeps it. Not for several threads. Raises OSError where it cannot be
+    reached.
+    """
     whole = _open.get(place.number)
     if whole is None:
         descriptor = os.open(f"/proc/{place.process}/fd/{place.descriptor}", os.O_RDWR | os.O_CLOEXEC)

@@ -73,7 +73,7 @@ class StagedFrames:
         for position in range(self._given, len(self._frames)):
             self.add(position)
         try:
-            found = {job: future.result() for job, future in self._jobs.items()}
+            found = {job: self._jobs[job].result() for job in self._jobs}
         except BaseException:
             self.abandon()
             raise
@@ -88,6 +88,7 @@ class StagedFrames:
         for job in jobs:
             if not job.cancelled():
                 job.exception()
+        self._jobs.clear()  # an error knows this object, and they know the error: only the garbage collector would free the pixels
 
     def _one(self, name: str, position: int) -> tuple[str, float, float]:
         if self._broken:

@@ -35,9 +35,18 @@ def pin_memory(address: int, size: int) -> None:
     """Have devices copy into memory of this process by themselves, until `unpin_memory`. Raises RuntimeError where it cannot be pinned."""
     if not torch.cuda.is_available():
         raise RuntimeError("no memory can be pinned: no CUDA device")
-    error = torch.cuda.cudart().cudaHostRegister(address, size, 0)  # type: ignore[no-untyped-call]
-    if int(error) != 0:
-        raise RuntimeError(f"no memory can be pinned: {error}")
+    device = torch.cuda.current_device()
+    errors = list[int]()
+
+    def register() -> None:
+        torch.cuda.set_device(device)
+        errors.append(int(torch.cuda.cudart().cudaHostRegister(address, size, 0)))  # type: ignore[no-untyped-call]
+
+    thread = threading.Thread(target=register, name="pin-memory")  # CUDA tells a thread's last error to its next kernel
+    thread.start()
+    thread.join()
+    if errors != [0]:
+        raise RuntimeError(f"no memory can be pinned: cudaHostRegister: {errors[0] if errors else 'it failed'}")
 
 
 def unpin_memory(address: int) -> None:

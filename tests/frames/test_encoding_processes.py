@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from landmark_batch.errors import DiskFullError
-from landmark_batch.frames import durable, encoding_processes, staged_frames
+from landmark_batch.frames import durable, encoding_processes, shared_pixels, staged_frames
 from landmark_batch.frames.fingerprint import flight_fingerprints
 from landmark_batch.frames.process_pool import ProcessPool
 from landmark_batch.frames.shared_pixels import shared_array
@@ -114,6 +114,8 @@ def test_what_a_file_meets_is_the_commits_error(fast_path: Path, own_pool: Proce
     with pytest.raises(DiskFullError, match="disk is full"):
         render(store, shared_array)
     assert store.finished() == {} and not list(store.path.rglob("*.partial"))
+    del store
+    assert shared_pixels._memories == {}, "an error keeps no pixels"
 
 
 def fill_disk() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,21 +52,21 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_calls_go_to_processes_side_by_side(pool: ProcessPool) -> None:
-    pids = set[int]()
-    meeting = threading.Barrier(2)
+def meet(own: str, other: str) -> int:
+    Path(own).touch()
+    wait_for(Path(other))
+    return os.getpid()
 
-    def ask() -> None:
-        meeting.wait(timeout=60)
-        pool.run(time.sleep, 0.3)
-        pids.add(pool.run(os.getpid))
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
+def test_calls_go_to_processes_side_by_side(pool: ProcessPool, tmp_path: Path) -> None:
+    """Each waits for what the other does."""
+    files, pids = [str(tmp_path / name) for name in "ab"], set[int]()
+    threads = [threading.Thread(target=lambda i=i: pids.add(pool.run(meet, files[i], files[1 - i]))) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert os.getpid() not in pids and pids
+    assert len(pids) == 2 and os.getpid() not in pids
     assert {pool.run(int, text, base=2) for text in ("101", "11")} == {5, 3}
 
 
@@ -102,10 +104,22 @@ def test_a_process_that_ends_is_lost_and_the_others_go_on(pool: ProcessPool) -> 
 
 
 def test_no_process_outlives_its_pool(pool: ProcessPool) -> None:
-    child = pool.run(os.getpid)
-    server = pool.run(os.getppid)
+    child, server = pool.run(os.getpid), pool.run(os.getppid)
     pool.close()
-    wait_until(lambda: not is_alive(child) and not is_alive(server))
+    assert not is_alive(child) and not is_alive(server)
+    with pytest.raises(ProcessLost):
+        pool.run(len, "abc")
+    pool.close()
+
+
+def test_a_pool_without_descriptors_has_no_processes(caplog: pytest.LogCaptureFixture) -> None:
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 8, most))
+    try:
+        pool = ProcessPool(50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert "no processes beside this one" in caplog.text and pool.ready and pool.left == 0
     with pytest.raises(ProcessLost):
         pool.run(len, "abc")
     pool.close()
@@ -204,19 +218,41 @@ def test_shared_memory_goes_with_its_arrays(pool: ProcessPool) -> None:
     )
     part, where = array[5], place(array)
     assert where is not None
+    kept = os.dup(where.descriptor)  # as whoever has opened it has
+    assert pool.run(total, where) == 0
     del array
     gc.collect()
-    assert place(part) is not None and told == [("use", 400_000)]
+    assert place(part) is not None and told == [("use", 400_000)] and os.fstat(kept).st_size == 400_000
     del part
     gc.collect()
-    assert told == [("use", 400_000), ("leave", 0)]
-    with pytest.raises(OSError):
-        pool.run(total, where)
+    assert told == [("use", 400_000), ("leave", 0)] and os.fstat(kept).st_size == 0
+    os.close(kept)
+    with pytest.raises(ProcessLost):
+        pool.run(total, where)  # there is nothing any more where it looks
     again = shared_array((100, 1000), "float32")
     with pytest.raises(OSError):
         pool.run(total, where), "the descriptor is another memory's now"
     found = place(again)
     assert found is not None and pool.run(total, found) == 0
+
+
+def test_the_garbage_collector_may_come_anywhere() -> None:
+    """Memory in a cycle, as an error keeps it, goes while another array's place is looked for."""
+    other = shared_array((10,), "uint8")
+    collected = list[int]()
+
+    class Shape(np.ndarray):  # type: ignore[type-arg]
+        @property
+        def nbytes(self) -> int:  # type: ignore[override]
+            collected.append(gc.collect())
+            return 10
+
+    cycle: list[Any] = [shared_array((10,), "uint8")]
+    cycle.append(cycle)
+    address = cycle[0].ctypes.data
+    del cycle
+    assert place(other.view(Shape)) is not None and collected
+    assert address not in shared_pixels._memories
 
 
 def descriptors() -> dict[str, str]:
