@@ -23,6 +23,7 @@ from .slot_plan import EMPTY, Load, SlotPlan
 from .slots import SlotTables
 from .stats import FetchStats
 
+RELEASE_SECONDS = 2.0  # that other ranks may take to let go of tables
 PLAN_FRAMES = 64  # planned beyond the frame at hand with every hold, as long as few loads are waiting
 
 
@@ -149,9 +150,18 @@ class BlockCache:
         if slots < 1 or self._holding:
             raise ValueError(f"{slots} slots{' inside a hold' if self._holding else ': at least one'}")
         with self._on_device():
+            until = time.monotonic() + (RELEASE_SECONDS if self._copies.shared else 0.0)
             self._copies.finish()
             self._content, self._held_at = [EMPTY] * slots, [0] * slots
-            self.tables.allocate(slots)
+            while True:
+                try:
+                    self.tables.allocate(slots)
+                    break
+                except torch.OutOfMemoryError:
+                    if time.monotonic() >= until:
+                        raise
+                time.sleep(RELEASE_SECONDS / 100)
+                torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # of tables that the last peer has let go of
             self._copies.follow()
         self._counted.raise_to(slot_bytes=self.tables.slot_bytes)
         self._plan.restart(self._position + 1, self._content)

@@ -137,7 +137,7 @@ class SlotCopies:
 
     def settle(self) -> None:
         """Give back the buffers, and count the time, of what the device has done meanwhile. Does not wait."""
-        while self._copies and is_over(self._copies[0][2]):
+        while self._copies and is_over(self._copies[0][1]) and is_over(self._copies[0][2]):  # they may lie on two lanes
             block, begin, end, copied = self._copies.popleft()
             self._host.give_back(block)
             seconds = begin.elapsed_time(end) / 1e3
@@ -150,6 +150,11 @@ class SlotCopies:
             seconds = begin.elapsed_time(end) / 1e3
             if seconds > STALL_FLOOR:
                 self._stats.add(stalls=1, stall_seconds=seconds)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other ranks may have the tables open."""
+        return self._peers is not None
 
     def finish(self) -> None:
         """Wait until nothing reads or writes slots any more. What is copied afterwards is not shared."""

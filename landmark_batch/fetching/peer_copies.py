@@ -12,6 +12,7 @@ before, on whichever device, so that there is no circle.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 LEAST_BYTES = 16 * 2**20  # of a block: smaller ones are as fast whole, from the host
 PATIENCE = 0.001  # seconds for peers that copy the same blocks
 PAUSE = 0.00002  # seconds between looks at the board
+LOOK = 0.1  # seconds between looks for peers that have left
 MISSES, RETRY = 3, 16  # times that nobody came after which nobody is waited for, but for every 16th
 HOST, PULL = 0, 1  # lanes
 
@@ -96,7 +98,9 @@ class PeerLoad:
 
 
 class PeerCopies:
-    """Fills slots of a device along with the peers of a board. Used by one thread."""
+    """Fills slots of a device along with the peers of a board. Used by one thread; another lets go of peers that have left, whose memory
+    would not be free before.
+    """
 
     def __init__(self, board: Board, device: PeerDevice, sizes: Sequence[int], element: int) -> None:
         """sizes: numbers in each table of a block; element: bytes of one. Raises RuntimeError or OSError where the device's slots cannot
@@ -111,17 +115,21 @@ class PeerCopies:
         self._offered: dict[int, int] = {}  # block by slot
         self._loads: list[PeerLoad] = []
         self._misses = 0
+        self._lock = threading.RLock()  # of what of peers is open
+        self._left = threading.Event()
         board.come(device.messages(board.peers))
+        threading.Thread(target=self._watch, name="peer-copies", daemon=True).start()
 
     def start(self, block: int, slot: int, buffer: Sequence[Tensor], *, share: bool) -> None:
         """Begin to fill a slot with a block; `complete` ends it. What else reads the slot, both lanes wait for already. The buffer stays as
         it is until then, and until the device is done. share: neither lane waits for kernels; else all comes from the host.
         """
-        self._meet()
-        before = self._offered.pop(slot, block)
-        for reader, mark in self._board.withdraw({before, block}).items():
-            for lane in (HOST, PULL):
-                self._device.wait(lane, reader, mark)
+        with self._lock:
+            self._meet()
+            before = self._offered.pop(slot, block)
+            for reader, mark in self._board.withdraw({before, block}).items():
+                for lane in (HOST, PULL):
+                    self._device.wait(lane, reader, mark)
         load = PeerLoad(block, slot, buffer, set(range(self._board.ranks)), share)
         if share:
             self._offered[slot] = block
@@ -155,19 +163,33 @@ class PeerCopies:
 
     def leave(self) -> None:
         """Share no more. What this rank's slots hold may change from here on."""
-        self._device.settle()
-        self._device.close(self._board.leave())
-        self._open.clear()
-        self._loads.clear()
+        self._left.set()
+        with self._lock:
+            self._device.settle()
+            self._device.close(self._board.leave())
+            self._open.clear()
+            self._loads.clear()
+
+    def _watch(self) -> None:
+        while not self._left.wait(LOOK):
+            try:
+                with self._lock:
+                    self._let_go()
+            except RuntimeError as error:  # of a device in a bad state: who loads meets it, too
+                logger.debug("peers that have left are not looked for any more: %s", error)
+                return
+
+    def _let_go(self) -> None:
+        """Of those that have left."""
+        for peer in [peer for peer in self._open if not self._board.is_here(peer)]:
+            self._open.discard(peer)
+            self._device.close_peer(peer)
 
     def _meet(self) -> None:
         """Reach those that have come since, and let go of those that have left."""
+        self._let_go()
         for peer in self._board.peers:
-            if not self._board.is_here(peer):
-                if peer in self._open:
-                    self._open.discard(peer)
-                    self._device.close_peer(peer)
-            elif peer not in self._open and peer not in self._refused:
+            if self._board.is_here(peer) and peer not in self._open and peer not in self._refused:
                 message = self._board.take(peer)
                 try:
                     if message is None:
@@ -196,6 +218,10 @@ class PeerCopies:
 
     def _pull(self, load: PeerLoad) -> bool:
         """The missing parts that peers have, as far as they keep them; whether there were any."""
+        with self._lock:
+            return self._pull_open(load)
+
+    def _pull_open(self, load: PeerLoad) -> bool:
         found = self._board.claim(load.block, load.missing, self._open)
         if not found:
             return False

@@ -17,6 +17,7 @@ from landmark_batch.errors import CheckpointError, ConfigError
 from landmark_batch.fetching.belady import belady
 from landmark_batch.fetching.block_sets import block_sets
 from landmark_batch.fetching.cache import BlockCache
+from landmark_batch.fetching.copies import SlotCopies
 from landmark_batch.model.blocks import in_passes
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import BlockStore, BlockTable
@@ -326,6 +327,31 @@ def test_other_slots_after_a_resize(stores: dict[str, BlockStore], opened: list[
         with cache.hold(blocks):
             assert_holds(cache, truth, blocks)
     assert cache.stats.slot_bytes == 4 * store.block_bytes("fp32")  # the peak
+
+
+def test_slots_that_others_have_open_are_waited_for(
+    stores: dict[str, BlockStore], opened: list[BlockCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device whose memory comes back when other ranks have let go of it."""
+    cache = BlockCache(stores["blocks"], "cpu", slots=4, host_bytes=None, precision="fp32")
+    opened.append(cache)
+    allocate, full, looked = cache.tables.allocate, list[int](), list[int]()
+
+    def refuse(slots: int) -> None:
+        full.append(slots)
+        if not looked:
+            cache.tables.free()
+            raise torch.OutOfMemoryError("all of it")
+        allocate(slots)
+
+    monkeypatch.setattr(cache.tables, "allocate", refuse)
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: looked.append(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.resize(2)
+    assert full == [2] and not looked, "nobody else has them"
+    monkeypatch.setattr(SlotCopies, "shared", True)
+    cache.resize(2)
+    assert full == [2, 2, 2] and looked == [1] and cache.capacity == 2
 
 
 def test_tables_made_in_inference_mode_serve_outside(stores: dict[str, BlockStore], opened: list[BlockCache]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fetching.gpu_peer_tasks import BYTES, leave, load_blocks, look, memory_left, open_rank, refuse
+from tests.fetching.gpu_peer_tasks import BYTES, leave, load_blocks, look, memory_left, memory_soon, open_rank, refuse
 from tests.parallel.ranks import Ranks
 
 pytestmark = pytest.mark.gpu
@@ -73,3 +73,12 @@ def test_memory_goes_back_when_all_have_left(pair: Ranks, way: str) -> None:
     for answer in pair.all(range(2), leave):
         answer.get()
     assert [answer.get() for answer in pair.all(range(2), memory_left)] == [0, 0]
+
+
+def test_memory_of_who_leaves_goes_back_while_the_others_do_nothing(pair: Ranks) -> None:
+    """As when one rank makes fewer slots, being out of memory."""
+    counts = [answer.get() for answer in pair.all(range(2), load_blocks, [(0, 0)], PATIENCE)]
+    assert any(pulled for ((_, pulled),) in counts)
+    pair.call(0, leave, 0)
+    assert pair.call(0, memory_soon, 0) == 0
+    assert pair.call(1, load_blocks, 1, [(1, 1)], 0.01) == [(BYTES, 0)]

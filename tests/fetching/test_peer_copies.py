@@ -24,6 +24,7 @@ from landmark_batch.fetching.peer_copies import HOST, MISSES, PULL, RETRY, cut
 from landmark_batch.fetching.shared_reads import SharedReads
 from tests.fetching.peer_tasks import BLOCKS, BYTES, SIZES, SLOTS, content, die_reading, leave, load_blocks, make_rank, open_rank, together
 from tests.fetching.sharing_tasks import sharing
+from tests.frames.processes import wait_until
 from tests.parallel.ranks import Ranks
 
 
@@ -162,6 +163,17 @@ def test_who_has_left_is_waited_for_no_more(root: Path) -> None:
         assert ranks[1].load((0, 1), (1, 0)) == [(BYTES, 0)] * 2
         assert ranks[1].device.closed == [0] and ranks[0].device.untaken == []
     assert not list(root.iterdir())
+
+
+def test_who_has_left_is_let_go_of_by_those_who_load_nothing(root: Path) -> None:
+    """Its memory is not free before."""
+    ranks = [make_rank(root, rank) for rank in range(2)]
+    with together(*ranks):
+        ranks[0].load((0, 0), patience=0)
+        assert ranks[1].load((0, 0)) == [(0, BYTES)] and ranks[1].device.closed == []
+        ranks[0].copies.leave()
+        wait_until(lambda: ranks[1].device.closed == [0])
+        assert ranks[1].load((1, 0)) == [(BYTES, 0)]
 
 
 def test_messages_that_nobody_took_are_told_and_cannot_be_taken_later(root: Path) -> None:

@@ -125,7 +125,8 @@ def test_a_pool_without_descriptors_has_no_processes(caplog: pytest.LogCaptureFi
     pool.close()
 
 
-def test_a_call_that_is_in_work_is_over_before_its_pool(pool: ProcessPool, tmp_path: Path) -> None:
+def test_a_call_that_is_in_work_is_over_before_its_pool(pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_pool, "END_SECONDS", 60.0)
     found = list[int]()
     working = threading.Thread(target=lambda: found.append(pool.run(slow, str(tmp_path / "begun"))))
     working.start()
