@@ -31,10 +31,9 @@ class ImageProcesses:
 
     def __init__(self, size: int, *, nice: int = 0) -> None:
         self._size, self._nice = size, nice
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
         self._pool: ProcessPool | None = None
         self._made = 0  # bytes of pixels, by threads
-        self._working = 0  # calls
         self._left: set[Path] = set()  # folders in which a lost process may have left something
 
     def begin(self) -> None:
@@ -51,8 +50,6 @@ class ImageProcesses:
                 return pool.run(_write, source.path, path, settings, label)
             except ProcessLost as error:
                 self._lose(path, error)
-            finally:
-                self._give_back()
         pixels = source.read(settings.output, label.frame)
         size = write_image(path, pixels, settings, label)
         with self._lock:
@@ -62,11 +59,11 @@ class ImageProcesses:
     def close(self) -> None:
         """End the processes, after the images in work; further ones would begin others. A second call does nothing."""
         with self._lock:
-            self._lock.wait_for(lambda: self._working == 0, timeout=_PATIENCE)
             pool, self._pool = self._pool, None
-            left, self._left = self._left, set()
         if pool is not None:
-            pool.close()
+            pool.close(_PATIENCE)
+        with self._lock:
+            left, self._left = self._left, set()
         for folder in left:
             remove_leftovers(folder)
 
@@ -76,13 +73,7 @@ class ImageProcesses:
                 self.begin()
             if self._pool is None or not self._pool.ready:
                 return None
-            self._working += 1
             return self._pool
-
-    def _give_back(self) -> None:
-        with self._lock:
-            self._working -= 1
-            self._lock.notify_all()
 
     def _lose(self, path: Path, error: ProcessLost) -> None:
         with self._lock:

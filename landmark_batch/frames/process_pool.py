@@ -136,9 +136,9 @@ class ProcessPool:
         """Processes that have not been lost."""
         return 0 if self._closed else self._left
 
-    def close(self) -> None:
-        """End the processes, those at work when they are done, or after a while: their calls raise ProcessLost then. A second call does
-        nothing.
+    def close(self, patience: float = END_SECONDS) -> None:
+        """End the processes, those at work when they are done, or after so many seconds: their calls raise ProcessLost then. A second call
+        does nothing.
         """
         with self._changed:
             if self._closed:
@@ -149,7 +149,7 @@ class ProcessPool:
                 process.close()
         self._idle.put(None)
         with self._changed:
-            over = self._changed.wait_for(lambda: self._working == 0, END_SECONDS)
+            over = self._changed.wait_for(lambda: self._working == 0, patience)
         if self._server is not None:
             if not over:
                 self._kill()

@@ -24,8 +24,8 @@ from landmark_batch.fetching.peer_copies import HOST, MISSES, PULL, RETRY, cut
 from landmark_batch.fetching.shared_reads import SharedReads
 from tests.fetching.peer_tasks import BLOCKS, BYTES, SIZES, SLOTS, content, die_reading, leave, load_blocks, make_rank, open_rank, together
 from tests.fetching.sharing_tasks import sharing
-from tests.frames.processes import wait_until
 from tests.parallel.ranks import Ranks
+from tests.workflows.processes import until
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_who_has_left_is_let_go_of_by_those_who_load_nothing(root: Path) -> None
         ranks[0].load((0, 0), patience=0)
         assert ranks[1].load((0, 0)) == [(0, BYTES)] and ranks[1].device.closed == []
         ranks[0].copies.leave()
-        wait_until(lambda: ranks[1].device.closed == [0])
+        until(lambda: ranks[1].device.closed == [0])
         assert ranks[1].load((1, 0)) == [(BYTES, 0)]
 
 

@@ -61,12 +61,3 @@ def wait_for(path: Path, seconds: float = 90.0) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.005)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 90.0) -> None:
-    import time
-
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.01)

@@ -22,8 +22,8 @@ from landmark_batch.frames.process_pool import ProcessPool
 from landmark_batch.frames.shared_pixels import shared_array
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.store import FrameStore
-from tests.frames.processes import wait_until
 from tests.frames.store_kit import EVERY_COMPRESSOR, assert_is, make_flight, make_settings, make_spec, pixels_of
+from tests.workflows.processes import until
 
 OUTPUTS = (OutputSpec("rgb", "uint8", 3), OutputSpec("depth", "float32"), OutputSpec("alpha", "uint16"))
 WIDTH, HEIGHT = 120, 90
@@ -34,7 +34,7 @@ PRINTS = flight_fingerprints(SETTINGS, FLIGHT)
 @pytest.fixture(scope="module")
 def made() -> Iterator[ProcessPool]:
     pool = ProcessPool(2, [encoding_processes.__name__])
-    wait_until(lambda: pool.ready)
+    until(lambda: pool.ready)
     yield pool
     pool.close()
 
@@ -51,7 +51,7 @@ def own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessPool]:
     pool = ProcessPool(2, [encoding_processes.__name__])
     monkeypatch.setattr(encoding_processes, "_pools", {os.getpid(): pool})
     monkeypatch.setattr(encoding_processes, "_alone", set())
-    wait_until(lambda: pool.ready)
+    until(lambda: pool.ready)
     yield pool
     pool.close()
 
@@ -134,7 +134,7 @@ def test_a_killed_process_loses_no_frame(fast_path: Path, own_pool: ProcessPool,
     own_pool.run(hold, str(fast_path))
     rendering = threading.Thread(target=render, args=(store, shared_array))
     rendering.start()
-    wait_until(lambda: bool(list(fast_path.glob("held-*"))))
+    until(lambda: bool(list(fast_path.glob("held-*"))))
     for file in fast_path.glob("held-*"):
         os.kill(int(file.name.removeprefix("held-")), signal.SIGKILL)
     rendering.join()

@@ -217,14 +217,15 @@ def test_they_end_after_the_image_in_work(
     for process in workers:
         process.suspend()
     exporting, closing = threading.Thread(target=exporter.export, args=([1],)), threading.Thread(target=exporter.close)
+    pool = pool_of(exporter.processes)
     exporting.start()
     end = time.monotonic() + 60
-    while not exporter.processes._working:
+    while not pool._working:
         assert time.monotonic() < end, "it was not begun"
         time.sleep(0.005)
     closing.start()
     closing.join(0.2)
-    assert pool_of(exporter.processes) and not exporter.path(1).exists()
+    assert closing.is_alive() and not exporter.path(1).exists()
     for process in workers:
         process.resume()
     closing.join(60)

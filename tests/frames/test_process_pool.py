@@ -20,7 +20,8 @@ from landmark_batch.errors import StoreError
 from landmark_batch.frames import process_pool, shared_pixels
 from landmark_batch.frames.process_pool import ProcessLost, ProcessPool
 from landmark_batch.frames.shared_pixels import opened, place, shared_array
-from tests.frames.processes import wait_for, wait_until
+from tests.frames.processes import wait_for
+from tests.workflows.processes import until
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_pool_is_ready_when_its_processes_are_there(monkeypatch: pytest.Monkey
     monkeypatch.setattr(process_pool, "START", "import time; time.sleep(0.5)\n" + process_pool.START)
     pool = ProcessPool(2)
     assert not pool.ready
-    wait_until(lambda: pool.ready)
+    until(lambda: pool.ready)
     assert pool.run(len, "abc") == 3 and pool.ready
     pool.close()
 
@@ -125,13 +126,12 @@ def test_a_pool_without_descriptors_has_no_processes(caplog: pytest.LogCaptureFi
     pool.close()
 
 
-def test_a_call_that_is_in_work_is_over_before_its_pool(pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_pool, "END_SECONDS", 60.0)
+def test_a_call_that_is_in_work_is_over_before_its_pool(pool: ProcessPool, tmp_path: Path) -> None:
     found = list[int]()
     working = threading.Thread(target=lambda: found.append(pool.run(slow, str(tmp_path / "begun"))))
     working.start()
     wait_for(tmp_path / "begun")
-    pool.close()
+    pool.close(60.0)
     working.join()
     assert found == [7]
 
@@ -142,8 +142,7 @@ def slow(file: str) -> int:
     return 7
 
 
-def test_a_call_that_does_not_end_is_lost_with_its_pool(pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_pool, "END_SECONDS", 0.2)
+def test_a_call_that_does_not_end_is_lost_with_its_pool(pool: ProcessPool, tmp_path: Path) -> None:
     lost = list[BaseException]()
 
     def ask() -> None:
@@ -155,7 +154,7 @@ def test_a_call_that_does_not_end_is_lost_with_its_pool(pool: ProcessPool, tmp_p
     working = threading.Thread(target=ask)
     working.start()
     wait_for(tmp_path / "begun")
-    pool.close()
+    pool.close(0.2)
     working.join()
     assert len(lost) == 1
 
@@ -181,7 +180,7 @@ time.sleep(600)
     assert all(is_alive(pid) for pid in pids)
     caller.kill()
     caller.wait()
-    wait_until(lambda: not any(is_alive(pid) for pid in pids))
+    until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def test_ctrl_c_of_a_terminal_ends_no_process(pool: ProcessPool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from landmark_batch.workflows import export_session
 from landmark_batch.workflows.bench_export import bench_export
 from landmark_batch.workflows.export_session import ExportSession
 from tests.frames.export_sources import commit, pictures, write_store
+from tests.workflows.processes import until
 
 SHOTS = {"rgb": pictures(9), "alpha": pictures(9)[..., 0]}
 
@@ -40,13 +40,6 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[psutil.
 
 def done(*frames: int) -> ChunkDone:
     return ChunkDone("chunk", frames, "worker", 0, 1.0, {}, {})
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def count(folder: Path) -> int:
