@@ -20,11 +20,16 @@ _ANCHORS = {
 COLORMAPS = tuple(_ANCHORS)
 
 
-@lru_cache(maxsize=len(_ANCHORS))
-def colormap(name: str) -> NDArray[np.uint8]:
-    """The map's 256 colours, [256, 3] uint8 sRGB, within 2 levels of the published ones. Raises ConfigError for an unknown name."""
+def check_colormap(name: str) -> None:
+    """Raises ConfigError for an unknown name."""
     if name not in _ANCHORS:
         raise ConfigError(f"colormap {name!r}: not known", remedy=f"choose one of {', '.join(COLORMAPS)}")
+
+
+@lru_cache(maxsize=len(_ANCHORS))
+def colormap(name: str) -> NDArray[np.uint8]:
+    """The map's 256 colours, [256, 3] uint8 sRGB, within 2 levels of the published ones. Raises ConfigError as `check_colormap`."""
+    check_colormap(name)
     from scipy.interpolate import CubicSpline  # takes as long to import as the rest of a command
 
     anchors = np.array([list(bytes.fromhex(colour)) for colour in _ANCHORS[name].split()], np.float64)

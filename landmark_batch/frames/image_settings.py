@@ -9,7 +9,7 @@ import xxhash
 
 from landmark_batch.errors import ConfigError
 
-from .colormap import colormap
+from .colormap import check_colormap
 from .depth_range import check_range
 from .exr import COMPRESSIONS
 from .image_names import DEFAULT_PATTERN, check_pattern
@@ -70,7 +70,7 @@ class ImageSettings:
             raise ConfigError(f"start number {self.start_number}: below 0")
         if self.matte not in MATTES:
             raise ConfigError(f"matte {self.matte!r}: not known", remedy=f"choose one of {', '.join(MATTES)}")
-        colormap(self.colormap)
+        check_colormap(self.colormap)
         check_pattern(self.pattern)
         check_range(self.near, self.far, self.percentiles)
         if self.output == "depth" and self.format == "png" and self.bit_depth == 16 and self.colormap != "gray":

@@ -9,7 +9,7 @@ from typing import Any
 
 from landmark_batch.errors import ConfigError
 
-from .colormap import colormap
+from .colormap import check_colormap
 from .depth_range import check_range
 from .picture import MATTES
 
@@ -45,7 +45,7 @@ class VideoSettings:
             raise ConfigError(f"matte {self.matte!r}: not known", remedy=f"choose one of {', '.join(MATTES)}")
         if self.segment_frames < 1:
             raise ConfigError(f"segment of {self.segment_frames} frames: it has at least 1", remedy="120 is the default")
-        colormap(self.colormap)
+        check_colormap(self.colormap)
         check_range(self.near, self.far, self.percentiles)
 
 
