@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import ConfigError, LandmarkError, StoreBusyError, StoreError
@@ -38,6 +38,12 @@ from landmark_batch.workflows.recorder import RunRecorder
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.snapshot import ROUTE_FILE, JobSnapshot, remove_dead_snapshots, remove_snapshot, write_snapshot
 
+if TYPE_CHECKING:
+    from landmark_batch.frames.pictures import PictureOrder
+
+if TYPE_CHECKING:
+    from landmark_batch.frames.pictures import PictureOrder
+
 logger = logging.getLogger(__name__)
 
 DONE_SECONDS = 15.0  # between two updates of the store's `done` array, for those who look on
@@ -52,8 +58,8 @@ class Station(Protocol):
 
     def emit(self, event: Event) -> None: ...
 
-    def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:
-        """The store is the job's; these frames it wants, those are still to be rendered."""
+    def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> PictureOrder | None:
+        """The store is the job's; these frames it wants, those are still to be rendered. Returns the PNGs that workers may make."""
         ...
 
     def open_run(self, folder: StorePath, snapshot: JobSnapshot) -> int:
@@ -112,7 +118,7 @@ class _Drive:
 
     def _render(self, store: FrameStore, owner: StoreOwner, todo: tuple[int, ...]) -> RenderResult:
         remove_dead_snapshots(store.path)
-        self.station.begin(self.request.wanted, todo)
+        pictures = self.station.begin(self.request.wanted, todo) or self.order.pictures
         if not todo:
             self._tell_start(store, ())
             return self._finish(store)
@@ -122,7 +128,7 @@ class _Drive:
         if costs is not None and costs.seconds is not None:
             keep_prediction(store.path, store.spec.frames, todo, costs.seconds)
         with ExitStack() as stack:
-            snapshot = self._snapshot(store, owner)
+            snapshot = self._snapshot(store, owner, pictures)
             seen = self.request.blocks.seen if self.request.blocks is not None else None
             folder = write_snapshot(snapshot, self.request.flight, seen=seen, contents=self.request.settings.contents)
             stack.callback(remove_snapshot, folder)
@@ -131,7 +137,7 @@ class _Drive:
             self.record.interrupted |= is_set(folder, STOP_FILE, ABORT_FILE) and self.record.fatal is None
             return self._finish(store)
 
-    def _snapshot(self, store: FrameStore, owner: StoreOwner) -> JobSnapshot:
+    def _snapshot(self, store: FrameStore, owner: StoreOwner, pictures: PictureOrder | None) -> JobSnapshot:
         placement = self.order.placement
         return JobSnapshot(
             run=self.order.run,
@@ -145,6 +151,7 @@ class _Drive:
             scheduler=self.order.scheduler,
             scene=self.request.scene,
             log=str(self.order.log),
+            pictures=None if pictures is None else pictures.as_dict(),
         )
 
     def _drive(self, store: FrameStore, owner: StoreOwner, folder: StorePath, snapshot: JobSnapshot, todo: tuple[int, ...]) -> None:

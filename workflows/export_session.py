@@ -17,6 +17,7 @@ from landmark_batch.frames.export_images import ImageExporter, ImageReport, join
 from landmark_batch.frames.export_video import Stopped, VideoExporter, VideoReport
 from landmark_batch.frames.image_processes import BEGIN_BYTES, ImageProcesses
 from landmark_batch.frames.latest import LatestPicture, latest_file
+from landmark_batch.frames.pictures import PictureOrder, can_be_ordered, order_pictures, withdraw
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob
@@ -39,10 +40,15 @@ class ExportResult:
     notes: tuple[str, ...] = ()
 
 
+def renders_on_gpus(job: RenderJob) -> bool:
+    """Whether a job on this machine does."""
+    asked = job.parallel.device
+    return asked == "cuda" or (asked == "auto" and bool(gpus_present(Path("/"))))
+
+
 def image_threads(job: RenderJob) -> int:
     """For images beside a job on this machine: its GPUs leave most cores free."""
-    asked = job.parallel.device
-    if asked == "cpu" or (asked == "auto" and not gpus_present(Path("/"))):
+    if not renders_on_gpus(job):
         return _BUSY_THREADS
     return max(_BUSY_THREADS, len(os.sched_getaffinity(0)) * 3 // 4)
 
@@ -93,7 +99,8 @@ class ExportSession:
     A segment of the film is encoded as soon as all its frames stand, whatever the order; segments outlive a crash beside the film, so that
     running again encodes those that are missing and leaves images that are up to date.
     Pictures of depth that need percentiles are written at the end, when all frames are there.
-    latest: shows the newest announced frame, at most one a second. images: are closed at the end.
+    latest: shows the newest announced frame, at most one a second. images: are closed at the end. pictures: PNGs that those who render
+    may write; withdrawn at the end.
     """
 
     def __init__(
@@ -105,7 +112,9 @@ class ExportSession:
         images: Sequence[ImageExporter] = (),
         video: VideoExporter | None = None,
         latest: LatestPicture | None = None,
+        pictures: PictureOrder | None = None,
     ) -> None:
+        self.pictures = pictures
         self._source = source
         self._wanted = sorted(set(frames))
         self._all = frozenset(self._wanted)
@@ -157,11 +166,20 @@ class ExportSession:
             for settings in (image_settings(job, output, allow_8bit=allow_8bit),)
         ]
         pending = tuple(pending)
+        ordered = [
+            exporter
+            for exporter in exporters
+            if pending and job.parallel.device != "cpu" and can_be_ordered(source.store.path, source.store.spec, exporter.settings)
+        ]
         film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
         picture = LatestPicture(source, latest_file(job.store_neighbour)) if latest else None
-        if exporters and len(pending) * source.store.spec.bytes_per_frame >= _MANY * BEGIN_BYTES:
+        for exporter in ordered:
+            exporter.expect(pending)
+        pictures = order_pictures(ordered[0].folder, source.name, ordered[0].settings) if ordered else None
+        own = len(exporters) > len(ordered) or not renders_on_gpus(job)
+        if own and len(pending) * source.store.spec.bytes_per_frame >= _MANY * BEGIN_BYTES:
             processes.begin()
-        return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=picture)
+        return cls(source, frames=frames, pending=pending, images=exporters, video=film, latest=picture, pictures=pictures)
 
     def __call__(self, event: Event) -> None:
         """An EventSink: frames of a ChunkDone are ready. Returns at once."""
@@ -203,6 +221,8 @@ class ExportSession:
         self._ending.set()
         for lane in self._lanes:
             lane.end()
+        if self.pictures is not None:
+            withdraw(self.pictures)
         for exporter in self._images:
             exporter.close()
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from landmark_batch.frames.resume import StoreState
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.builds import Build
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.request import RenderRequest
+
+if TYPE_CHECKING:
+    from landmark_batch.frames.pictures import PictureOrder
 
 STOP_FILE = "stop"  # chunks in hand are finished, no more begun
 ABORT_FILE = "abort"  # the driver ends at once, without the chunks in hand
@@ -41,6 +45,7 @@ class JobOrder:
 
     run: id. chunk_frames: frames a task. placement: None on a cluster of its own. created, logged: whether the store was made for this
     run and the log was there before it. build: what frames are rendered on, where known. scheduler: address for those who attach.
+    pictures: PNGs that workers may make for the exports of the process that gives the order.
     todo, state: the frames that it lacks while its state is this one; state None: they are to be found out.
     patience: seconds to wait for the store, which the process that gave the order, or a driver that died, may still hold.
     started: time.time() when the user asked.
@@ -59,6 +64,7 @@ class JobOrder:
     scheduler: str | None = None
     dashboard: str | None = None
     exports: ExportOrder | None = None
+    pictures: PictureOrder | None = None
     todo: tuple[int, ...] = ()
     state: StoreState | None = None
     patience: float = 10.0

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
@@ -21,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.frames.encoding_processes import encoding_processes
+from landmark_batch.frames.pictures import HEAD, PictureOrder, stream_bytes
 from landmark_batch.frames.shared_pixels import shared_array
-from landmark_batch.frames.spec import OutputSpec, StoreSpec
+from landmark_batch.frames.spec import StoreSpec
+from landmark_batch.frames.staged_frames import Streams
 from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.load import LoadMeter
 from landmark_batch.workflows.ranges import COPIES, RENDER, mark, on_track
@@ -35,15 +38,18 @@ _NOTICEABLE = 1e-4  # seconds of waiting that a trace shows
 
 Pixels: TypeAlias = dict[str, NDArray[Any]]
 
+_PICTURES = "pictures"  # beside the outputs' names: the array of their streams
+
 
 class ChunkArrays:
     """Sets of arrays for the pixels of chunks, used again and again: new memory costs a fault a page. At most `most` are out at once.
 
     pinned: a CUDA device is to write them by itself. shared: other processes are then to see them, where the system allows it.
+    pictures: with room for the streams of PNGs of each frame.
     """
 
-    def __init__(self, spec: StoreSpec, *, most: int, pinned: bool, shared: bool = False) -> None:
-        self._spec, self._pinned, self._shared = spec, pinned, shared
+    def __init__(self, spec: StoreSpec, *, most: int, pinned: bool, shared: bool = False, pictures: bool = False) -> None:
+        self._spec, self._pinned, self._shared, self._pictures = spec, pinned, shared, pictures
         self._free: list[Pixels | None] = [None] * most  # None: not made yet
         self._most, self._closed = most, False
         self._changed = threading.Condition()
@@ -98,24 +104,26 @@ class ChunkArrays:
             self._free = [None] * len(self._free)
 
     def _made(self, frames: int) -> Pixels:
-        return {output.name: self._array(output, frames) for output in self._spec.outputs}
+        made = {output.name: self._array((frames, *self._spec.frame_shape(output.name)), output.dtype) for output in self._spec.outputs}
+        if self._pictures:
+            made[_PICTURES] = self._array((frames, stream_bytes(self._spec.height, self._spec.width)), "uint8")
+        return made
 
-    def _array(self, output: OutputSpec, frames: int) -> NDArray[Any]:
-        shape = (frames, *self._spec.frame_shape(output.name))
+    def _array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         if self._pinned:
             from landmark_batch.model.transfer import pin_memory, pinned_array, unpin_memory
 
             if self._shared:
                 try:
-                    return shared_array(shape, output.dtype, use=pin_memory, leave=unpin_memory)
+                    return shared_array(shape, dtype, use=pin_memory, leave=unpin_memory)
                 except (OSError, RuntimeError) as error:
                     logger.debug("pixels that this process alone sees: %s", error)
             try:
-                return pinned_array(shape, output.dtype)
+                return pinned_array(shape, dtype)
             except RuntimeError as error:
                 logger.warning("no memory can be pinned for pixels, they are copied once more: %s", str(error).splitlines()[0])
                 self._pinned = False
-        return np.empty(shape, output.dtype)
+        return np.empty(shape, dtype)
 
 
 def _length(pixels: Pixels | None) -> int:
@@ -126,8 +134,8 @@ def _length(pixels: Pixels | None) -> int:
 class Taker(Protocol):
     """Who gets a chunk's pixels: a `PendingCommit`."""
 
-    def take(self, pixels: Pixels) -> None:
-        """The arrays that frames will stand in."""
+    def take(self, pixels: Pixels, streams: Streams | None = None) -> None:
+        """The arrays that frames will stand in, and the streams of their PNGs."""
 
     def add(self, position: int) -> None:
         """The next frame stands in them."""
@@ -140,7 +148,7 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
     """Rendered frames of a chunk, the last of them still on their way into its arrays. Left, it gives these back.
 
     most: frames that were on their way at once. chunks: sets of arrays that were out when it began. begun, rendered, copied: frames that
-    the renderer has begun, has given, and that are in their arrays. over: the arrays are another's.
+    the renderer has begun, has given, and that are in their arrays. over: the arrays are another's. streams: of PNGs, [n, bytes].
     """
 
     def __init__(self, arrays: ChunkArrays, frames: int, stages: defaultdict[str, float], taker: Taker | None) -> None:
@@ -148,6 +156,7 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
         self._arrays, self._stages = arrays, stages
         self._whole, self.chunks = arrays.take(frames)
         self.pixels: Pixels = {name: values[:frames] for name, values in self._whole.items()}
+        self.streams = self.pixels.pop(_PICTURES, None)
         self.most = self.begun = self.rendered = self.copied = 0
         self.over = False
         self._taker = taker
@@ -191,12 +200,13 @@ class FramePipeline:
     """Fills arrays with frames. One thread at a time may call `fill`; what it returns is the caller's.
 
     overlap: off, one step is done after the other. pinned: as for ChunkArrays. files: each frame becomes files of its own on a file
-    system: other processes can write those of pinned pixels.
+    system: other processes can write those of pinned pixels. pictures: PNGs that the device is to make of frames.
     """
 
-    def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool, files: bool) -> None:
-        self._outputs, self._pinned, self._files = spec.outputs, pinned, files
-        self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned, shared=files)
+    def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool, files: bool, pictures: PictureOrder | None = None) -> None:
+        self._outputs, self._pinned, self._files, self._width = spec.outputs, pinned, files, spec.width
+        self._pictures = pictures
+        self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned, shared=files, pictures=pictures is not None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="frame-copies") if overlap else None
         self._filled: tuple[FilledChunk, ...] = ()
         self._frames, self._seconds, self._since = 0, 0.0, 0.0  # rendered so far, and when the renderer began its frame, 0: it has none
@@ -246,7 +256,8 @@ class FramePipeline:
             self._filled = (*(chunk for chunk in self._filled if not chunk.over), filled)
             try:
                 if taker is not None:
-                    taker.take(filled.pixels)
+                    ordered = None if self._pictures is None or filled.streams is None else (self._pictures, filled.streams)
+                    taker.take(filled.pixels, ordered)
                 self._fill(filled, frames, stages, counters, taker if self._thread is not None else None)
             except BaseException:
                 filled.__exit__(None, None, None)
@@ -272,7 +283,8 @@ class FramePipeline:
             filled.rendered = i + 1
             stages["render"] += between - before
             counters.update(rendered.counters)
-            stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()})
+            stream = None if filled.streams is None else filled.streams[i]
+            stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()}, stream)
             stages["quantise"] += time.perf_counter() - between
             filled.add(self._submit(filled, stage, finish, taker))
             filled.begun = min(i + 2, len(next(iter(filled.pixels.values()))))
@@ -284,12 +296,17 @@ class FramePipeline:
             self._thread.shutdown()
         self._arrays.close()
 
-    def _begin(self, rendered: RenderedFrame, frame: int, into: Pixels) -> tuple[str, Callable[[], object]]:
-        """Begin to round a frame. Returns what is left to do, and the name of that stage."""
+    def _begin(
+        self, rendered: RenderedFrame, frame: int, into: Pixels, stream: NDArray[np.uint8] | None
+    ) -> tuple[str, Callable[[], object]]:
+        """Begin to round a frame. stream: gets the image data of its PNG. Returns what is left to do, and the name of that stage."""
+        if stream is not None:
+            stream[: HEAD.size] = 0  # none yet
         begin = getattr(rendered, "quantise_begin", None)
         if begin is None:
             return "quantise", lambda: rendered.quantised(self._outputs, frame=frame, into=into)
-        pending = begin(self._outputs, frame=frame, into=into)
+        more = {"picture": stream} if stream is not None and _makes_pictures(self._width) else {}
+        pending = begin(self._outputs, frame=frame, into=into, **more)
         return pending.stage, pending.finish
 
     def _submit(self, filled: FilledChunk, stage: str, finish: Callable[[], object], taker: Taker | None) -> Future[tuple[str, float]]:
@@ -309,3 +326,11 @@ class FramePipeline:
         done: Future[tuple[str, float]] = Future()
         done.set_result(timed())
         return done
+
+
+@lru_cache(maxsize=4)
+def _makes_pictures(width: int) -> bool:
+    """Asked when a device has rendered: its kernels are loaded by then."""
+    from landmark_batch.kernels.picture import makes_pictures
+
+    return makes_pictures(width)

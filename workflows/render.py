@@ -50,12 +50,13 @@ if TYPE_CHECKING:
     from distributed.security import Security
 
     from landmark_batch.workflows.cluster import RenderCluster
+    from landmark_batch.workflows.export_session import ExportSession
     from landmark_batch.workflows.handle import DriverHandle
     from landmark_batch.workflows.warm import WarmStart
 
 logger = logging.getLogger(__name__)
 
-ExportOpener = Callable[[tuple[int, ...], tuple[int, ...]], EventSink]
+ExportOpener = Callable[[tuple[int, ...], tuple[int, ...]], "ExportSession"]
 LAST_WORDS_SECONDS = 5.0  # for the last events to come in after the job's end
 ABORT_SECONDS = 5.0  # for a driver that was told to end at once
 PATIENCE_SECONDS = 600.0  # for a scheduler that went away to come back
@@ -105,10 +106,9 @@ def run_render(
     has started; it goes on without this process, with these exports. cluster: makes the cluster to render on, where it is neither
     this machine's nor at an address yet; called with what tells whether to stop waiting for it. sinks: get every event, one after
     another, from this thread. stop: once set, the chunks in hand are finished and no more begun; a KeyboardInterrupt ends workers at
-    once, and the store stays good. exports: called once with (frames wanted, frames to render) when the store is the job's and
-    nothing is rendered yet; what it returns gets every event too (an ExportSession; end it yourself). log: file of the job's log,
-    default `job.log_path`. profile: every worker writes a Chrome trace beside the log. request: resolved already (benches).
-    warm: has begun already; workers on this machine's cores are forked from it.
+    once, and the store stays good. exports: called once with (frames wanted, frames to render) when the store is the job's; what it
+    returns gets every event too: end it yourself. log: file of the job's log, default `job.log_path`. profile: every worker writes a
+    Chrome trace beside the log. request: resolved already (benches). warm: has begun; workers on this machine are forked from it.
 
     Returns what happened. Raises whatever `make_plan` refuses, StoreBusyError, DiskFullError while writing, CheckpointError from a
     worker, GroupError when no worker can go on: finished frames stand, the same call resumes.
@@ -202,7 +202,8 @@ class _Call:
                 store.reload()
                 todo = frames_to_render(resume, request.wanted, store.spec)
                 if exports is not None:
-                    self.sinks.append(exports(request.wanted, todo))
+                    self.sinks.append(session := exports(request.wanted, todo))
+                    order = replace(order, pictures=session.pictures)
             except LandmarkError as error:
                 forget_new_store(order, error, shared=bool(owner.others()))
                 raise
@@ -337,8 +338,7 @@ class _NoStation:
     def emit(self, event: Event) -> None:
         _tell(self._sinks, event)
 
-    def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:
-        pass
+    def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None: ...
 
     def open_run(self, folder: StorePath, snapshot: Any) -> int:
         return 0

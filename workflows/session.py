@@ -19,6 +19,7 @@ from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import CameraError, ConfigError, LandmarkError
 from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
+from landmark_batch.frames.pictures import PictureOrder
 from landmark_batch.frames.writer import FrameWriter, PendingCommit
 from landmark_batch.object_path import ObjectPath, StorePath
 from landmark_batch.workflows.ahead import GROUP_AHEAD, Cameras, FramesAhead, Turns, frames_ahead
@@ -326,7 +327,11 @@ def pipeline_of(opened: OpenedRun, device: str) -> FramePipeline:
     """For a run's frames from this kind of device, with memory that it begins to take beside the caller."""
     job, spec = opened.snapshot.render_job(), opened.store.spec
     files = spec.frames_per_shard == 1 and not isinstance(opened.store.path, ObjectPath)
-    pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda", files=files)
+    pictures = None
+    if device == "cuda" and files and opened.snapshot.pictures is not None:
+        asked = PictureOrder(**opened.snapshot.pictures)
+        pictures = asked if asked.is_seen else None
+    pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda", files=files, pictures=pictures)
     pipeline.prepare(frames_at_once(job.output.chunk_frames, device, spec))
     return pipeline
 

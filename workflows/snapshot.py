@@ -40,7 +40,7 @@ class JobSnapshot:
     device: 'cuda' or 'cpu', or 'auto' where each worker looks for itself. threads: of a worker on a CPU.
     generation: of the job that holds the store; commits are refused once it has ended. scheduler: for those who attach, '' for none
     that others reach. scene: content digest that every worker must find at its own place, '' where there is no scene.
-    log: of the job; traces lie beside it.
+    log: of the job; traces lie beside it. pictures: of a PictureOrder, None where no PNGs are asked of workers.
     """
 
     run: str
@@ -54,6 +54,7 @@ class JobSnapshot:
     scene: str = ""
     log: str = ""
     renderer: dict[str, Any] = field(default_factory=lambda: {"kind": "scene"})
+    pictures: dict[str, Any] | None = None
     process: dict[str, Any] = field(default_factory=lambda: this_process().as_dict())
     at: float = field(default_factory=time.time)
 

@@ -27,6 +27,7 @@ from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.snapshot import JobSnapshot
 
 if TYPE_CHECKING:
+    from landmark_batch.frames.pictures import PictureOrder
     from landmark_batch.workflows.export_session import ExportSession
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,10 @@ class DaskStation:
         if self._held and time.monotonic() - self._held_at >= HOLD_SECONDS:
             self._tell()
 
-    def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> None:
+    def begin(self, wanted: Sequence[int], todo: Sequence[int]) -> PictureOrder | None:
         asked = self._order.exports
         if asked is None or not asked.is_anything:
-            return
+            return None
         from landmark_batch.workflows.export_session import ExportSession
 
         job = self._order.request.job
@@ -104,6 +105,7 @@ class DaskStation:
             allow_8bit=asked.allow_8bit,
             latest=asked.latest,
         )
+        return self._exports.pictures
 
     def end(self) -> None:
         """Tell what is held; finish the exports of a job nobody watches; what goes wrong stands in the log."""

@@ -16,6 +16,7 @@ from landmark_batch.object_path import ObjectPath, StorePath
 from . import durable
 from .arrays import open_array
 from .encode import FrameEncoder, encoding_threads, frame_encoder
+from .pictures import Picture, write_picture
 from .process_pool import ProcessLost, ProcessPool
 from .records import pixel_digest
 from .shared_pixels import Place, opened
@@ -46,15 +47,17 @@ class RemoteEncoder:
     def __init__(self, root: Path, name: str, text: str) -> None:
         self._array = str(root), name, text
 
-    def write(self, place: Place, temporary: Path) -> Written | None:
-        """Write that frame's file and fsync it. Raises OSError. None: none can, or can yet, or one was lost: it may be there."""
+    def write(self, place: Place, temporary: Path, picture: tuple[Picture, Place] | None = None) -> Written | None:
+        """Write that frame's file and fsync it, and its PNG, of a stream. Raises OSError. None: none can, or can yet, or one was lost:
+        it may be there.
+        """
         if os.getpid() in _alone:
             return None
         pool = encoding_processes()
         if not pool.ready:
             return None
         try:
-            return pool.run(write_frame, *self._array, place, str(temporary))
+            return pool.run(write_frame, *self._array, place, str(temporary), picture)
         except ProcessLost as error:
             logger.warning("a frame is encoded by the process that renders: %s", error)
             if isinstance(error, UnseenError) or not pool.left:
@@ -73,16 +76,19 @@ def remote_encoders(root: StorePath, metadata: Mapping[str, str], encoders: Mapp
     return {name: RemoteEncoder(root, name, metadata[f"{name}/zarr.json"]) for name, encoder in encoders.items() if encoder is not None}
 
 
-def write_frame(root: str, name: str, text: str, place: Place, temporary: str) -> Written:
+def write_frame(root: str, name: str, text: str, place: Place, temporary: str, picture: tuple[Picture, Place] | None = None) -> Written:
     """In a process of the pool."""
     began = time.perf_counter()
     try:
         frame = opened(place)
+        stream = None if picture is None else opened(picture[1])
     except OSError as error:
         raise UnseenError(f"others do not see its memory: {error}") from None
     digest, encoded = pixel_digest(frame), _encoder(root, name, text)(frame)
     between = time.perf_counter()
     durable.write_new(Path(temporary), encoded)
+    if picture is not None and stream is not None:
+        write_picture(picture[0], digest, stream)
     return digest, began, between, time.perf_counter()
 
 

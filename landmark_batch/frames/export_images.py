@@ -23,6 +23,7 @@ from .source import FrameSource, select_frames
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+_LATE = 2.0  # seconds that another host's clock, or a file system's, may be behind
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class ImageExporter:
         self.workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))
         self.processes = processes or ImageProcesses(self.workers)
         self._cleared: set[Path] = set()
+        self._expected: frozenset[int] = frozenset()
+        self._since = 0.0
         self._paths = image_paths(
             self.folder,
             self.settings.pattern,
@@ -104,6 +107,10 @@ class ImageExporter:
     def close(self) -> None:
         """End its processes, also those it shares. A second call does nothing."""
         self.processes.close()
+
+    def expect(self, frames: Iterable[int]) -> None:
+        """Whoever renders these frames from now on may write their files, too: they count as written."""
+        self._expected, self._since = frozenset(frames), time.time()
 
     def path(self, frame: int) -> Path:
         """The file of a frame."""
@@ -194,7 +201,7 @@ class ImageExporter:
         key = settings.key(digest, near, far, source.metres_per_unit)
         there = {} if force else read_label(path, settings.format)
         if there.get(KEY) == key:
-            return None
+            return self._bytes_of_others(frame)
         if there.get(OUTPUT, settings.output) != settings.output:
             raise ConfigError(
                 f"{path} shows {there[OUTPUT]}: {settings.output} would replace it",
@@ -203,3 +210,10 @@ class ImageExporter:
         pose = source.pose(frame) if settings.format == "exr" else None
         label = ImageLabel(source.name, frame, settings.output, digest, key, near, far, source.metres_per_unit, pose)
         return self.processes.write(source, path, settings, label)
+
+    def _bytes_of_others(self, frame: int) -> int | None:
+        """Of a file that is up to date: its size, if another wrote it of late for this export."""
+        if frame not in self._expected:
+            return None
+        there = self._paths[frame].stat()
+        return there.st_size if there.st_mtime >= self._since - _LATE else None

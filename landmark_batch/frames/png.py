@@ -54,16 +54,30 @@ def write_png(
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if channels not in _COLOUR_TYPE:
         raise ValueError(f"PNG holds 1, 3 or 4 channels, not {channels}")
-    head = struct.pack(">IIBBBBB", width, height, pixels.dtype.itemsize * 8, _COLOUR_TYPE[channels], 0, 0, 0)
-    parts = [SIGNATURE, *_chunk(b"IHDR", head)]
-    if srgb:
-        parts += _chunk(b"sRGB", b"\x00")  # perceptual intent
-    for key, value in (text or {}).items():
-        parts += _text_chunk(key, value)
-    file.writelines(parts)
+    file.writelines(_head(height, width, pixels.dtype.itemsize * 8, channels, text or {}, srgb=srgb))
     for band in _zlib_stream(pixels.reshape(height, width * channels), channels, compress):
         file.writelines(_chunk(b"IDAT", *band))
     file.write(_END)
+
+
+def write_png_stream(file: BinaryIO, height: int, width: int, stream: Part, checksum: int, text: Mapping[str, str]) -> None:
+    """Write a PNG of 8-bit sRGB colours whose rows were filtered and deflated elsewhere. checksum: adler32 of the filtered rows.
+
+    stream, text, errors: RFC 1951; as in `write_png`.
+    """
+    file.writelines(_head(height, width, 8, 3, text, srgb=True))
+    file.writelines(_chunk(b"IDAT", _ZLIB_HEADER, stream, struct.pack(">I", checksum)))
+    file.write(_END)
+
+
+def _head(height: int, width: int, bits: int, channels: int, text: Mapping[str, str], *, srgb: bool) -> list[Part]:
+    """What stands before the image data."""
+    parts: list[Part] = [SIGNATURE, *_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, _COLOUR_TYPE[channels], 0, 0, 0))]
+    if srgb:
+        parts += _chunk(b"sRGB", b"\x00")  # perceptual intent
+    for key, value in text.items():
+        parts += _text_chunk(key, value)
+    return parts
 
 
 def _zlib_stream(rows: NDArray[Any], channels: int, compress: bool) -> Iterator[list[Part]]:

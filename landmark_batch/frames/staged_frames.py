@@ -15,11 +15,14 @@ from landmark_batch.object_path import StorePath
 
 from .encode import FrameEncoder, encoding_threads
 from .encoding_processes import RemoteEncoder, Written
+from .pictures import STREAM, Picture, PictureOrder, write_picture
 from .records import pixel_digest
 from .shared_pixels import place
 from .staging import AnyStage, Stage
 
 Tell: TypeAlias = Callable[[str, float, float], None]  # what, begin and end by time.perf_counter()
+
+Streams: TypeAlias = tuple[PictureOrder, NDArray[Any]]  # of pictures: [n, bytes], a frame's as `png_stream` leaves it
 
 _pools: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
 _pools_lock = threading.Lock()
@@ -38,6 +41,7 @@ class StagedFrames:
     """Frames on their way into a stage. encoders: of each output; None: another joins its files, here are only digests made.
 
     remote: the same encoders, of processes, for pixels that these can see. chunk: the file of a frame of an output. tell: as FrameWriter's.
+    streams: of which PNGs are written beside.
     """
 
     def __init__(
@@ -49,9 +53,10 @@ class StagedFrames:
         remote: Mapping[str, RemoteEncoder],
         chunk: Callable[[str, int], StorePath],
         tell: Tell | None,
+        streams: Streams | None = None,
     ) -> None:
         self._stage, self._frames, self._pixels, self._encoders = stage, frames, pixels, encoders
-        self._remote, self._chunk, self._tell = remote, chunk, tell
+        self._remote, self._chunk, self._tell, self._streams = remote, chunk, tell, streams
         self._jobs: dict[tuple[str, int], Future[tuple[str, float, float]]] = {}
         self._given = 0
         self._broken = False  # one has failed: the others are of no use
@@ -101,20 +106,31 @@ class StagedFrames:
 
     def _write(self, name: str, position: int) -> tuple[str, float, float]:
         frame, final = self._pixels[name][position], self._chunk(name, self._frames[position])
-        digest, began, between, ended = self._elsewhere(name, frame, final) or self._here(name, frame, final)
+        picture = self._picture(name, position)
+        digest, began, between, ended = self._elsewhere(name, frame, final, picture) or self._here(name, frame, final, picture)
         if self._tell is not None:
             self._tell("encode", began, between)
             self._tell("write", between, ended)
         return digest, between - began, ended - between
 
-    def _elsewhere(self, name: str, frame: NDArray[Any], final: StorePath) -> Written | None:
+    def _picture(self, name: str, position: int) -> tuple[Picture, NDArray[Any]] | None:
+        """What makes a frame's PNG, and its stream."""
+        if self._streams is None or name != STREAM:
+            return None
+        order, streams = self._streams
+        height, width = self._pixels[name].shape[1:3]
+        return Picture(order, self._frames[position], height, width), streams[position]
+
+    def _elsewhere(self, name: str, frame: NDArray[Any], final: StorePath, picture: tuple[Picture, NDArray[Any]] | None) -> Written | None:
         """By another process; None where none sees the pixels."""
         seen, remote = place(frame), self._remote.get(name)
         if seen is None or remote is None or not isinstance(self._stage, Stage):
             return None
+        stream = None if picture is None else place(picture[1])
+        beside = None if picture is None or stream is None else (picture[0], stream)
         with self._stage.file(final, absent=True) as temporary:
             try:
-                written = remote.write(seen, temporary)
+                written = remote.write(seen, temporary, beside)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -122,11 +138,13 @@ class StagedFrames:
                 temporary.unlink(missing_ok=True)
         return written
 
-    def _here(self, name: str, frame: NDArray[Any], final: StorePath) -> Written:
+    def _here(self, name: str, frame: NDArray[Any], final: StorePath, picture: tuple[Picture, NDArray[Any]] | None) -> Written:
         encoder = self._encoders[name]
         began = time.perf_counter()
         digest, encoded = pixel_digest(frame), encoder(frame) if encoder is not None else None
         between = time.perf_counter()
         if encoded is not None:
             self._stage.write(final, *encoded)
+            if picture is not None:
+                write_picture(picture[0], digest, picture[1])
         return digest, began, between, time.perf_counter()

@@ -30,7 +30,7 @@ from .layout import StoreLayout
 from .ledger import LedgerIndex, LedgerLog
 from .process import this_process, writer_tag
 from .records import FrameRecord, frames_line
-from .staged_frames import StagedFrames, Tell
+from .staged_frames import StagedFrames, Streams, Tell
 from .staging import AnyStage, Stage, make_stage, staged_store
 
 _log = logging.getLogger(__name__)
@@ -70,9 +70,11 @@ class PendingCommit:
         self._pixels: Mapping[str, NDArray[Any]] = {}
         self._staged: StagedFrames | None = None
 
-    def take(self, pixels: Mapping[str, NDArray[Any]]) -> None:
-        """The arrays that the frames stand in, or will; as for `FrameWriter.commit`. They are read until `finish` or `abandon` returns."""
-        self._pixels, self._staged = pixels, self._writer._stage_of(self._frames, pixels)
+    def take(self, pixels: Mapping[str, NDArray[Any]], streams: Streams | None = None) -> None:
+        """The arrays that the frames stand in, or will; as for `FrameWriter.commit`. They are read until `finish` or `abandon` returns.
+        streams: of PNGs to be written beside, one a frame.
+        """
+        self._pixels, self._staged = pixels, self._writer._stage_of(self._frames, pixels, streams)
 
     def add(self, position: int) -> None:
         """The next frame stands in all arrays: its files are written from now on, beside the caller. From any thread, one at a time."""
@@ -184,10 +186,10 @@ class FrameWriter:
                 if commit is None or not commit.finished:
                     self.close()
 
-    def _stage_of(self, frames: list[int], pixels: Mapping[str, NDArray[Any]]) -> StagedFrames:
+    def _stage_of(self, frames: list[int], pixels: Mapping[str, NDArray[Any]], streams: Streams | None) -> StagedFrames:
         self._check_pixels(frames, pixels)
         with self._as_store_errors():
-            return StagedFrames(self._opened(), frames, pixels, self._encoders, self._remote, self._chunk, self.tell)
+            return StagedFrames(self._opened(), frames, pixels, self._encoders, self._remote, self._chunk, self.tell, streams)
 
     def _fence(self) -> Fence:
         fence = read_fence(self._layout)

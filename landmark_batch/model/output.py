@@ -40,12 +40,19 @@ class RenderOutput:
         """rgb, depth and alpha as numpy arrays."""
         return {name: getattr(self, name).cpu().numpy() for name in ("rgb", "depth", "alpha")}
 
-    def quantise_begin(self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None) -> PendingPixels:
+    def quantise_begin(
+        self,
+        outputs: Sequence[Output],
+        *,
+        frame: int,
+        into: Mapping[str, NDArray[Any]] | None = None,
+        picture: NDArray[np.uint8] | None = None,
+    ) -> PendingPixels:
         """Round the frame to a store's dtypes on its device and have it copied to the host while the next one is rendered:
         `landmark_batch.model.quantise.quantise_begin`. The frame's tensors are not to be changed before it is finished.
         """
         rendered = {"rgb": self.rgb, "depth": self.depth, "alpha": self.alpha}
-        return quantise_begin(rendered, outputs, frame=frame, into=into, after=self.after)
+        return quantise_begin(rendered, outputs, frame=frame, into=into, picture=picture, after=self.after)
 
     def quantised(
         self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landmark_batch.errors import PixelError
+from landmark_batch.kernels.picture import png_stream
 from landmark_batch.kernels.rounding import quantise, rounded
 from landmark_batch.model.profile import span
 from landmark_batch.model.transfer import ALIGN, Fetch, side_stream
@@ -62,6 +63,7 @@ def quantise_begin(
     *,
     frame: int,
     into: Mapping[str, NDArray[Any]] | None = None,
+    picture: NDArray[np.uint8] | None = None,
     after: torch.cuda.Event | None = None,
 ) -> PendingPixels:
     """Have one frame put into host arrays of the store's dtypes; `finish` of what is returned gives them.
@@ -71,6 +73,8 @@ def quantise_begin(
     told so far; this returns at once. On a CPU all is done in `finish`.
     into: contiguous arrays of the outputs' shapes and dtypes that get the values, by name; default new ones. Pinned ones are written
     by the device itself, and hold pixels even of a frame that `finish` refuses; others are then as they were.
+    picture: pinned array that gets the image data of a PNG of rgb, where that is uint8 with 3 channels and comes from a CUDA device:
+    as `png_stream` leaves it. Otherwise it stays as it is.
     Raises KeyError if an output was not rendered or has no array, TypeError or ValueError for an array of another dtype or shape.
     """
     parts = [(output, _planes(rendered, output)) for output in outputs]
@@ -80,7 +84,7 @@ def quantise_begin(
             check_place(into[output.name], shape, output)
     device = parts[0][1][0].device if parts else torch.device("cpu")
     if device.type == "cuda":
-        return _DevicePixels(parts, frame, into, device, after)
+        return _DevicePixels(parts, frame, into, picture, device, after)
     return _HostPixels(parts, frame, into)
 
 
@@ -106,7 +110,13 @@ class _DevicePixels(PendingPixels):
     stage = "copy"
 
     def __init__(
-        self, parts: Parts, frame: int, into: Mapping[str, NDArray[Any]] | None, device: torch.device, after: torch.cuda.Event | None
+        self,
+        parts: Parts,
+        frame: int,
+        into: Mapping[str, NDArray[Any]] | None,
+        picture: NDArray[np.uint8] | None,
+        device: torch.device,
+        after: torch.cuda.Event | None,
     ) -> None:
         self._parts, self._frame, self._into = parts, frame, into
         places = [pinned_place(into[output.name]) if into is not None else None for output, _ in parts]
@@ -123,8 +133,9 @@ class _DevicePixels(PendingPixels):
             with span("quantise", device):
                 wrong = torch.zeros(len(parts), dtype=torch.int32, device=device)
                 values = [_rounded(planes, output, wrong, index) for index, (output, planes) in enumerate(parts)]
+            streams, rooms = picture_stream([output for output, _ in parts], values, picture)
             with span("copy", device):
-                self._fetch = Fetch([wrong, *values], [None, *places], device)
+                self._fetch = Fetch([wrong, *values, *streams], [None, *places, *rooms], device)
 
     def finish(self) -> dict[str, NDArray[Any]]:
         wrong, *values = self._fetch.wait()
@@ -133,7 +144,7 @@ class _DevicePixels(PendingPixels):
                 _refuse(self._parts, self._frame)
             found = {}
             with span("unpack"):
-                for (output, _), value, direct in zip(self._parts, values, self._direct, strict=True):
+                for (output, _), value, direct in zip(self._parts, values, self._direct, strict=False):
                     if direct and self._into is not None:
                         found[output.name] = self._into[output.name]
                     else:
@@ -166,6 +177,22 @@ def pinned_place(array: NDArray[Any]) -> Tensor | None:
         return None
     place = torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)  # as in STORED
     return place if place.is_pinned() else None
+
+
+def picture_stream(
+    outputs: Sequence[Output], values: Sequence[Tensor], picture: NDArray[np.uint8] | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The image data of a PNG of rgb, made by the current stream, and the pinned memory that it is for; nothing where there is no such
+    output, or nowhere to put it. values: of the outputs, in their stored types, on a CUDA device.
+    """
+    place = None if picture is None else pinned_place(picture)
+    for output, value in zip(outputs, values, strict=True):
+        if place is not None and (output.name, output.dtype, output.channels) == ("rgb", "uint8", 3):
+            with span("picture", value.device):
+                stream = torch.empty(place.shape, dtype=torch.uint8, device=value.device)
+                png_stream(value, stream)
+            return [stream], [place]
+    return [], []
 
 
 def _planes(rendered: Mapping[str, Tensor], output: Output) -> list[Tensor]:

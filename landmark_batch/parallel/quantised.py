@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landmark_batch.errors import PixelError
 from landmark_batch.model.profile import span
-from landmark_batch.model.quantise import FLOAT16_MAX, Output, PendingPixels, check_place, pinned_place, stored
+from landmark_batch.model.quantise import FLOAT16_MAX, Output, PendingPixels, check_place, picture_stream, pinned_place, stored
 from landmark_batch.model.transfer import Fetch, side_stream
 
 from .pixels import PLANES, Layout, totals
@@ -35,7 +35,14 @@ class QuantisedFrame:
         """Raises PixelError: the floats have stayed on the ranks that rendered them."""
         raise PixelError("this frame was rounded where it was rendered: its floats are gone", remedy="render it with floats=True")
 
-    def quantise_begin(self, outputs: Sequence[Output], *, frame: int, into: Mapping[str, NDArray[Any]] | None = None) -> PendingPixels:
+    def quantise_begin(
+        self,
+        outputs: Sequence[Output],
+        *,
+        frame: int,
+        into: Mapping[str, NDArray[Any]] | None = None,
+        picture: NDArray[np.uint8] | None = None,
+    ) -> PendingPixels:
         """As RenderOutput.quantise_begin, for outputs among those that the renderer was made for. From a GPU, pinned arrays are written
         by the device itself. Without `into`, the arrays of a frame in host memory lie in the frame's own, nothing is copied.
 
@@ -48,7 +55,7 @@ class QuantisedFrame:
                 check_place(into[output.name], tuple(own.shape), output)
         refused = self._refused(outputs, frame)
         if self._packed.is_cuda and refused is None:
-            return _DeviceCopies(outputs, values, into, self._packed.device)
+            return _DeviceCopies(outputs, values, into, picture, self._packed.device)
         return _HostCopies(outputs, values, into, refused)
 
     def quantised(
@@ -102,20 +109,27 @@ class _DeviceCopies(PendingPixels):
     stage = "copy"
 
     def __init__(
-        self, outputs: Sequence[Output], values: Sequence[Tensor], into: Mapping[str, NDArray[Any]] | None, device: torch.device
+        self,
+        outputs: Sequence[Output],
+        values: Sequence[Tensor],
+        into: Mapping[str, NDArray[Any]] | None,
+        picture: NDArray[np.uint8] | None,
+        device: torch.device,
     ) -> None:
         self._outputs, self._into = outputs, into
         places = [pinned_place(into[output.name]) if into is not None else None for output in outputs]
         self._direct = {output.name for output, place in zip(outputs, places, strict=True) if place is not None}
-        with torch.cuda.stream(side_stream(device)), torch.inference_mode(), span("copy", device):  # where the frame was put together
-            self._fetch = Fetch(values, places, device)
+        with torch.cuda.stream(side_stream(device)), torch.inference_mode():  # where the frame was put together
+            streams, rooms = picture_stream(outputs, values, picture)
+            with span("copy", device):
+                self._fetch = Fetch([*values, *streams], [*places, *rooms], device)
 
     def finish(self) -> dict[str, NDArray[Any]]:
         copied = self._fetch.wait()
         try:
             with span("unpack"):
                 found = {}
-                for output, values in zip(self._outputs, copied, strict=True):
+                for output, values in zip(self._outputs, copied, strict=False):
                     if self._into is not None and output.name in self._direct:
                         found[output.name] = self._into[output.name]
                     else:

@@ -103,3 +103,20 @@ def test_a_bench_measures_the_processes_too(tmp_path: Path) -> None:
     report = bench_export(tmp_path, width=64, height=48, frames=2, threads=2, codecs=["ffv1"])
     cpu = {row.what: row.cpu for row in report.rows if row.bits == 8}
     assert cpu["PNG, store to files"] > 0.1
+
+
+def test_those_who_render_are_asked_for_pngs_while_the_session_lasts(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "city.zarr", SHOTS, frames=[0, 1])
+    session = ExportSession.of_job(job(tmp_path), frames=range(9), pending=range(2, 9), images=True, latest=False, workers=1)
+    order = session.pictures
+    assert order is not None and order.is_seen
+    assert (order.folder, order.name) == (str(tmp_path / "city" / "rgb"), "city")
+    commit(store, SHOTS, range(2, 9))
+    session.add(range(2, 9))
+    assert len(session.finish().images) == 2
+    assert not order.is_seen and not list(tmp_path.rglob("*.partial"))
+    on_cpu = job_from_dict({"name": "city", "output": {"store": tmp_path / "city.zarr", "alpha": "uint8"}, "parallel": {"device": "cpu"}})
+    for asked, frames in ((on_cpu, [8]), (job(tmp_path), [])):
+        other = ExportSession.of_job(asked, frames=range(9), pending=frames, images=True, latest=False, workers=1)
+        assert other.pictures is None
+        other.abort()

@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from landmark_batch.errors import PixelError
+from landmark_batch.frames.pictures import PictureOrder
 from landmark_batch.frames.pixels import quantise
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.staging import Stage
@@ -87,8 +88,10 @@ class Renderer:
 
 
 @contextmanager
-def session_of(place: Path, renderer: Any, *, overlap: bool = True, device: str = "cpu") -> Iterator[tuple[RenderSession, FrameStore]]:
-    """A session on a store of 20 frames of 32 × 18, with this renderer."""
+def session_of(
+    place: Path, renderer: Any, *, overlap: bool = True, device: str = "cpu", pictures: PictureOrder | None = None
+) -> Iterator[tuple[RenderSession, FrameStore]]:
+    """A session on a store of 20 frames of 32 × 18, with this renderer. pictures: that an export asks for."""
     job = simulated_job(place / "s.zarr", chunk_frames=4, workers=1)
     request = simulated_request(job, FRAMES, 0.0)
     store = FrameStore.create(job.store_path, request.spec, request.flight, request.settings)
@@ -96,7 +99,8 @@ def session_of(place: Path, renderer: Any, *, overlap: bool = True, device: str 
     opened = open_snapshot(write_snapshot(snapshot, request.flight))
     told = json.loads(json.dumps(snapshot.job))
     told["parallel"]["overlap"] = overlap
-    opened = replace(opened, snapshot=replace(snapshot, job=told))
+    ordered = None if pictures is None else pictures.as_dict()
+    opened = replace(opened, snapshot=replace(snapshot, job=told, pictures=ordered))
     session = RenderSession(place, opened, renderer, worker="here/w0", device=device)
     yield session, store
     session.close()

@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from landmark_batch.errors import PixelError
 from landmark_batch.frames.encoding_processes import encoding_processes
+from landmark_batch.frames.export_images import ImageExporter
+from landmark_batch.frames.image_files import KEY, read_label
+from landmark_batch.frames.image_settings import ImageSettings
+from landmark_batch.frames.pictures import order_pictures, withdraw
 from landmark_batch.frames.staged_frames import StagedFrames
+from landmark_batch.frames.store_source import open_source
 from tests.workflows.processes import until
 from tests.workflows.test_pipeline import FRAMES, chunk, render_all, session_of
 
@@ -92,6 +98,30 @@ def test_processes_encode_what_the_device_writes(tmp_path: Path, gpu_renderer: A
         for frame in range(FRAMES):
             alone = renderer.render(None, None, 32, 18, frame=frame).quantised(store.spec.outputs, frame=frame)["rgb"]
             np.testing.assert_array_equal(store.read("rgb", frame), alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("processes", [True, False])
+def test_pngs_stand_with_their_frames(tmp_path: Path, gpu_renderer: Any, processes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made by the device, written by whoever writes the frame."""
+    if processes:
+        until(lambda: encoding_processes().ready)
+        monkeypatch.delattr(StagedFrames, "_here")
+    else:
+        monkeypatch.setattr(StagedFrames, "_elsewhere", lambda *_: None)
+    order = order_pictures(tmp_path / "png", "city", ImageSettings())
+    with session_of(tmp_path, WithNaN(gpu_renderer), device="cuda", pictures=order) as (session, store):
+        _, threads = render_all(session, [chunk(first) for first in range(0, FRAMES, 4)])
+        for thread in threads:
+            thread.join()
+    withdraw(order)
+    shown = [np.asarray(Image.open(order.path(frame))) for frame in range(FRAMES)]
+    for frame in range(FRAMES):
+        np.testing.assert_array_equal(shown[frame], store.read("rgb", frame))
+    with ImageExporter(open_source(store.path), tmp_path / "png") as exporter:
+        keys = {read_label(order.path(frame), "png")[KEY] for frame in range(FRAMES)}
+        digests = [found["rgb"] for found in exporter.source.finished().values()]
+        assert keys == {exporter.settings.key(digest, None, None, None) for digest in digests}
 
 
 @pytest.mark.gpu

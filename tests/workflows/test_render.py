@@ -19,9 +19,11 @@ from landmark_batch.errors import CheckpointError, DiskFullError, StoreBusyError
 from landmark_batch.events import ChunkDone, ChunkFailed, Event, JobDone, JobStarted
 from landmark_batch.frames import durable
 from landmark_batch.frames.owner import StoreOwner
+from landmark_batch.frames.pictures import PictureOrder
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.job import RenderJob
 from landmark_batch.scene.export import save_landmark_checkpoint
+from landmark_batch.workflows import drive
 from landmark_batch.workflows.order import ABORT_FILE, STOP_FILE
 from landmark_batch.workflows.render import render, run_render
 from tests.factories import make_scene
@@ -245,20 +247,37 @@ def test_a_foreign_folder_is_never_touched(make_job: MakeJob) -> None:
 
 
 @pytest.mark.usefixtures("inline")
-def test_exports_get_the_frames_to_come_and_every_event_after(make_job: MakeJob) -> None:
+def test_exports_get_the_frames_to_come_and_every_event_after(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     run_render(make_job("cameras.frames=0-3"))
     job = make_job("cameras.frames=0-9")
     opened: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     events: list[Event] = []
 
-    def open_exports(wanted: tuple[int, ...], pending: tuple[int, ...]) -> Callable[[Event], None]:
+    ordered = PictureOrder(str(job.store_path.parent), "mark", "city", "{frame}.png", 0)
+    told: list[dict[str, Any] | None] = []
+    written = drive.write_snapshot
+
+    def write(snapshot: Any, *rest: Any, **more: Any) -> Any:
+        told.append(snapshot.pictures)
+        return written(snapshot, *rest, **more)
+
+    monkeypatch.setattr(drive, "write_snapshot", write)
+
+    class Exports:
+        pictures = ordered
+
+        def __call__(self, event: Event) -> None:
+            events.append(event)
+
+    def open_exports(wanted: tuple[int, ...], pending: tuple[int, ...]) -> Any:
         assert FrameStore.open(job.store_path).spec.frames == FRAMES
         opened.append((wanted, pending))
-        return events.append
+        return Exports()
 
     run_render(job, exports=open_exports)
     assert opened == [(tuple(range(10)), tuple(range(4, 10)))]
     assert frames_of(events) == list(range(4, 10))
+    assert told == [ordered.as_dict()]
 
 
 @pytest.mark.usefixtures("inline")

@@ -118,6 +118,22 @@ struct LmFeatures {
     float* features;     // [count, outputs]
 };
 
+// png_stream: the image data of a PNG of rows of `bytes`, pixels of three. counts and the words of out behind the first four hold zeros.
+struct LmPng {
+    const unsigned char* pixels;
+    int rows, bytes;
+    unsigned char* lines;        // [rows, bytes + 1]
+    void* sums;                  // [rows] of 16 bytes
+    int* counts;                 // [LM_PNG_SYMBOLS]
+    unsigned* table;             // [LM_PNG_SYMBOLS]
+    unsigned short* piece_bits;  // [rows, LM_PNG_PIECES(bytes)]
+    int* row_bits;               // [rows]
+    unsigned* out;               // [words]
+    int64_t words;
+};
+#define LM_PNG_SYMBOLS 277
+#define LM_PNG_PIECES(bytes) ((bytes) / 64 + 1)
+
 enum { LM_UINT8, LM_UINT16, LM_FLOAT16, LM_FLOAT32 };  // what lm_quantise makes
 
 // Launch shapes: 0 is the default; others are named where they are compiled. Bits do not depend on them.
@@ -136,6 +152,8 @@ int lm_ray_hull(const float* rays, int64_t count, float far, float floor, float*
 
 // values: count floats, or with alpha 3/4 of count; every fourth value is then alpha's. wrong: set to 1 by a magnitude past limit.
 int lm_quantise(const float* values, const float* alpha, int64_t count, float limit, int kind, void* out, int* wrong, cudaStream_t stream);
+int lm_png_stream(const LmPng* arguments, cudaStream_t stream);
+int lm_png_shared(int bytes);  // shared memory that a block takes for a row
 int lm_resolve(const float4* colour, const int* offset, const int* found, int count, int64_t list_capacity, float* rgb, cudaStream_t stream);
 
 // Parts: sums of `found` before each ray, a block of 1024 rays at a time (offset) and of the blocks (sums); status[0] their total,

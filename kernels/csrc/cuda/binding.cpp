@@ -15,6 +15,8 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+constexpr int PNG_SHARED = 36 * 1024;  // bytes for a row: with what the kernels take beside it, any device has them
+
 void check(int code, const char* what) {
     TORCH_CHECK(code == 0, what, ": ", cudaGetErrorString(static_cast<cudaError_t>(code)));
 }
@@ -306,6 +308,30 @@ void quantise(const Tensor& values, const OptionalTensor& alpha, double limit, T
           "quantise");
 }
 
+// png_stream(pixels [H, W, 3] uint8, out [N] uint8): out gets the length and the checksum of a stream, and the stream
+void png_stream(const Tensor& pixels, Tensor out) {
+    const c10::cuda::CUDAGuard guard(pixels.device());
+    TORCH_CHECK(pixels.dim() == 3 && pixels.size(2) == 3 && pixels.scalar_type() == at::kByte && pixels.is_contiguous() && pixels.numel() > 0 && pixels.size(0) < (1 << 20),
+                "pixels: [H, W, 3] uint8, contiguous");
+    TORCH_CHECK(out.device() == pixels.device() && out.dim() == 1 && out.scalar_type() == at::kByte && out.is_contiguous() && out.numel() >= 256 && out.numel() % 4 == 0 &&
+                    reinterpret_cast<uintptr_t>(out.data_ptr()) % 4 == 0,
+                "out: [N] uint8 on the pixels' device, N a multiple of 4 and at least 256");
+    const int64_t rows = pixels.size(0), bytes = 3 * pixels.size(1);
+    TORCH_CHECK(bytes < (1 << 20) && lm_png_shared(static_cast<int>(bytes)) <= PNG_SHARED, "rows of ", pixels.size(1), " pixels are too long");
+    out.zero_();
+    const at::TensorOptions options = pixels.options();
+    const Tensor lines = at::empty({rows, bytes + 1}, options), sums = at::empty({rows, 2}, options.dtype(at::kLong));
+    const Tensor counts = at::zeros({LM_PNG_SYMBOLS}, options.dtype(at::kInt)), table = at::empty({LM_PNG_SYMBOLS}, options.dtype(at::kInt));
+    const Tensor pieces = at::empty({rows, LM_PNG_PIECES(bytes)}, options.dtype(at::kShort)), row_bits = at::empty({rows}, options.dtype(at::kInt));
+    LmPng a = {};
+    a.pixels = data<unsigned char>(pixels), a.rows = static_cast<int>(rows), a.bytes = static_cast<int>(bytes), a.lines = data<unsigned char>(lines), a.sums = sums.data_ptr();
+    a.counts = data<int>(counts), a.table = data<unsigned>(table), a.piece_bits = data<unsigned short>(pieces), a.row_bits = data<int>(row_bits);
+    a.out = data<unsigned>(out), a.words = out.numel() / 4;
+    check(lm_png_stream(&a, c10::cuda::getCurrentCUDAStream()), "png_stream");
+}
+
+bool png_fits(int64_t width) { return width > 0 && width < (1 << 18) && lm_png_shared(static_cast<int>(3 * width)) <= PNG_SHARED; }
+
 bool shade_fits(int64_t tables) {
     return tables >= 0 && tables <= 3 && lm_shade_bytes(static_cast<int>(tables)) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
@@ -314,6 +340,7 @@ bool shade_fits(int64_t tables) {
 
 TORCH_LIBRARY_FRAGMENT(landmark_batch, m) {
     m.def("shade_fits(int tables) -> bool", &shade_fits);  // 0: shade_features
+    m.def("png_fits(int width) -> bool", &png_fits);
 }
 
 TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
@@ -328,4 +355,5 @@ TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
     m.impl("features", &features);
     m.impl("resolve", &resolve);
     m.impl("quantise", &quantise);
+    m.impl("png_stream", &png_stream);
 }
