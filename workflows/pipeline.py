@@ -14,7 +14,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
@@ -305,9 +304,15 @@ class FramePipeline:
         begin = getattr(rendered, "quantise_begin", None)
         if begin is None:
             return "quantise", lambda: rendered.quantised(self._outputs, frame=frame, into=into)
-        more = {"picture": stream} if stream is not None and _makes_pictures(self._width) else {}
+        more = {"picture": stream} if stream is not None and self._device_makes_pictures() else {}
         pending = begin(self._outputs, frame=frame, into=into, **more)
         return pending.stage, pending.finish
+
+    def _device_makes_pictures(self) -> bool:
+        """Asked when it has rendered a frame: its kernels are loaded by then."""
+        from landmark_batch.kernels.picture import makes_pictures
+
+        return makes_pictures(self._width)
 
     def _submit(self, filled: FilledChunk, stage: str, finish: Callable[[], object], taker: Taker | None) -> Future[tuple[str, float]]:
         def timed() -> tuple[str, float]:
@@ -326,11 +331,3 @@ class FramePipeline:
         done: Future[tuple[str, float]] = Future()
         done.set_result(timed())
         return done
-
-
-@lru_cache(maxsize=4)
-def _makes_pictures(width: int) -> bool:
-    """Asked when a device has rendered: its kernels are loaded by then."""
-    from landmark_batch.kernels.picture import makes_pictures
-
-    return makes_pictures(width)

@@ -123,7 +123,7 @@ def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8]) -> b
         with output_file(path) as temporary, temporary.open("wb") as file:
             data = stream[HEAD.size : HEAD.size + length].data
             write_png_stream(file, picture.height, picture.width, data, checksum, label.text())
-    except LandmarkError as error:
+    except (LandmarkError, OSError, ValueError) as error:
         _log.info("frame %d: its PNG is left to the export: %s", picture.frame, error)
         return False
     return True

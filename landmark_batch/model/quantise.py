@@ -183,14 +183,17 @@ def picture_stream(
     outputs: Sequence[Output], values: Sequence[Tensor], picture: NDArray[np.uint8] | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The image data of a PNG of rgb, made by the current stream, and the pinned memory that it is for; nothing where there is no such
-    output, or nowhere to put it. values: of the outputs, in their stored types, on a CUDA device.
+    output, nowhere to put it, or too little of the device's memory. values: of the outputs, in their stored types, on a CUDA device.
     """
     place = None if picture is None else pinned_place(picture)
     for output, value in zip(outputs, values, strict=True):
         if place is not None and (output.name, output.dtype, output.channels) == ("rgb", "uint8", 3):
-            with span("picture", value.device):
-                stream = torch.empty(place.shape, dtype=torch.uint8, device=value.device)
-                png_stream(value, stream)
+            try:
+                with span("picture", value.device):
+                    stream = torch.empty(place.shape, dtype=torch.uint8, device=value.device)
+                    png_stream(value, stream)
+            except torch.OutOfMemoryError:
+                break
             return [stream], [place]
     return [], []
 
