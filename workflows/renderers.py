@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from landmark_batch.parallel.group import RenderGroup
     from landmark_batch.parallel.renderer import GroupRenderer
     from landmark_batch.scene.shard import ChannelShard
-    from landmark_batch.scene.weights import SceneWeights
+    from landmark_batch.scene.weights import SceneConfig, SceneWeights
     from landmark_batch.workflows.snapshot import JobSnapshot
 
 logger = logging.getLogger(__name__)
@@ -329,6 +329,7 @@ def _load(
 ) -> tuple[SceneWeights, RenderSettings]:
     import torch
 
+    from landmark_batch.model.field import STORAGE
     from landmark_batch.model.runtime import load_runtime
     from landmark_batch.model.settings import resolve_settings
     from landmark_batch.scene.checkpoint import load_scene
@@ -339,7 +340,13 @@ def _load(
     scene = job.scene
     if scene.checkpoint is None:
         raise ConfigError("scene.checkpoint is not set", remedy="name the .th file, or the directory of -sub{b}.th files")
-    weights = load_scene(scene.checkpoint, plane_division=scene.plane_division, edit=scene.edit, edit_block=scene.edit_block, shard=shard)
+
+    def planes(config: SceneConfig) -> tuple[torch.device, torch.dtype]:
+        settings = resolve_settings(job, config, device=device, kernels=kernels)
+        return torch.device(device), STORAGE[settings.precision]
+
+    options = {"plane_division": scene.plane_division, "edit": scene.edit, "edit_block": scene.edit_block, "shard": shard}
+    weights = load_scene(scene.checkpoint, **options, planes=planes if device == "cuda" else None)  # type: ignore[arg-type]
     settings = resolve_settings(job, weights.config, device=device, kernels=kernels)
     load_runtime(settings.runtime, device, source=kernels)
     return weights, settings

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from landmark_batch.errors import CheckpointError
 from landmark_batch.scene.assemble import open_checkpoint, read_weights
@@ -26,6 +28,7 @@ def load_scene(
     edit: str | None = None,
     edit_block: int | None = None,
     shard: ChannelShard | None = None,
+    planes: Callable[[SceneConfig], tuple[torch.device, torch.dtype]] | None = None,
 ) -> SceneWeights:
     """Read a LandMark scene onto the CPU in float32, channels last.
 
@@ -34,7 +37,8 @@ def load_scene(
     folder or URL of a block store, which is read by several threads.
     plane_division: blocks along x and y; default the checkpoint's own. edit: 'reset', 'new' or 'remove' with the block to
     exchange (default the only one that has such a file): LandMark's edit mode. shard: read only that share of the channels of planes
-    and lines, for one rank of a tensor-parallel group; NaN and Inf are then looked for in the share alone.
+    and lines, for one rank of a tensor-parallel group; NaN and Inf are then looked for in the share alone. planes: where those of a block
+    store go instead, and in which type, as a renderer will hold them; a checkpoint's do not.
 
     Memory: tensors are read one by one from a memory-mapped file, so the peak is the scene (or its share) in float32 plus file pages that
     the system may drop; a file in torch's format from before 1.6 is read whole: its size plus the scene.
@@ -43,8 +47,9 @@ def load_scene(
     """
     if (store := open_if_store(path)) is not None:
         check_store_options(path, store.config, plane_division, edit, edit_block)
+        device, dtype = (None, torch.float32) if planes is None else planes(store.config)
         with _enough_memory(path, store.config, shard):
-            return load_store(store, shard)
+            return load_store(store, shard, device=device, dtype=dtype)
     check_edit_block(path, edit, edit_block)
     files = find_scene_files(Path(as_location(path)))
     first = open_checkpoint(files.paths[0], files)
@@ -59,6 +64,8 @@ def _enough_memory(place: SceneLocation, config: SceneConfig, shard: ChannelShar
     """Turns a failed allocation of the scene's memory into a CheckpointError with numbers."""
     try:
         yield
+    except torch.OutOfMemoryError:  # of a GPU
+        raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise

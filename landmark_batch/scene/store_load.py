@@ -22,11 +22,19 @@ from landmark_batch.scene.weights import PLANE_AXES, SceneWeights
 _MOST_THREADS = 16
 
 
-def load_store(store: BlockStore, shard: ChannelShard | None = None, *, threads: int | None = None) -> SceneWeights:
-    """Read every block into memory, float32; a cut scene's planes are put together again. Several blocks are read at a time.
+def load_store(
+    store: BlockStore,
+    shard: ChannelShard | None = None,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
+) -> SceneWeights:
+    """Read every block into memory; a cut scene's planes are put together again. Several blocks are read at a time.
 
-    shard: the share of the channels to keep. Memory: the scene (or its share), and one plane of a block a thread where the store's
-    numbers are not kept as they are. Raises CheckpointError and StoreError as `BlockStore.read_plane_into`.
+    shard: the share of the channels to keep. device, dtype: of the planes, default the CPU and float32; a GPU's get each as it is read,
+    and the host holds no more. Memory: the scene (or its share) there, and one plane of a block a thread where the store's numbers are not
+    kept as they are. Raises CheckpointError and StoreError as `BlockStore.read_plane_into`, torch.OutOfMemoryError.
     """
     base = store.base(shard)
     share, config = shard or WHOLE, store.config
@@ -34,7 +42,7 @@ def load_store(store: BlockStore, shard: ChannelShard | None = None, *, threads:
     planes: dict[BlockTable, Tensor] = {}
     for table in store.tables:
         start, stop, width = share.span(table.channels)
-        planes[table] = grid(config.blocks, sizes[table.level], width, stop - start < width)
+        planes[table] = grid(config.blocks, sizes[table.level], width, stop - start < width, device, dtype)
     origins = store.origins
     reader = _Reader(store, planes, share, origins)
     work = [(block, table) for block in range(store.blocks) for table in store.tables if _is_first(store, block, table)]
@@ -63,9 +71,11 @@ class _Reader:
         block, table = item
         plane, store = self._planes[table], self._store
         start, stop, _ = self._share.span(table.channels)
-        if self._origins is None and store.precision == "fp32" and plane.shape[-1] == table.channels:
-            store.read_plane_into(block, table, plane[block].numpy())
-            return
+        if self._origins is None and plane.device.type == "cpu" and plane.shape[-1] == table.channels:
+            place = plane[block].numpy()
+            if place.dtype == store.head.dtype:
+                store.read_plane_into(block, table, place)
+                return
         buffer = self._buffer(table)
         store.read_plane_into(block, table, buffer)
         part = torch.from_numpy(buffer)[..., start:stop]

@@ -85,7 +85,9 @@ def check_finite(tensor: Tensor, path: Path, key: str) -> None:
         )
 
 
-def grid(blocks: int, sizes: tuple[int, ...], channels: int, padded: bool) -> Tensor:
-    """Memory for planes or lines, [blocks, *sizes, channels]; zeros where some channels will not be filled."""
+def grid(
+    blocks: int, sizes: tuple[int, ...], channels: int, padded: bool, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Memory for planes or lines, [blocks, *sizes, channels], by default on the CPU; zeros where some channels will not be filled."""
     shape = (blocks, *sizes, channels)
-    return torch.zeros(shape, dtype=torch.float32) if padded else torch.empty(shape, dtype=torch.float32)
+    return torch.zeros(shape, dtype=dtype, device=device) if padded else torch.empty(shape, dtype=dtype, device=device)

@@ -1,0 +1,61 @@
+"""A block store's planes where a renderer will hold them: on its device, in its precision, the bits of a scene that was converted later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from landmark_batch.model.field import STORAGE
+from landmark_batch.scene import store_load
+from landmark_batch.scene.checkpoint import load_scene
+from landmark_batch.scene.config import SceneConfig
+from landmark_batch.scene.shard import ChannelShard
+from tests.fetching.flights import write_store
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["blocks", "cut3", "half"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("shard", [None, ChannelShard(1, 2), ChannelShard(2, 3)], ids=["whole", "half", "padded"])
+def test_planes_come_to_their_place(tmp_path: Path, device: str, kind: str, precision: str, shard: ChannelShard | None) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    _, store = write_store(tmp_path, kind)
+    there = torch.device(device)
+    asked: list[SceneConfig] = []
+
+    def planes(config: SceneConfig) -> tuple[torch.device, torch.dtype]:
+        asked.append(config)
+        return there, STORAGE[precision]
+
+    expected, found = load_scene(store, shard=shard), load_scene(store, shard=shard, planes=planes)
+    assert asked == [expected.config]
+    for old, new in zip((*expected.density_planes, *expected.app_planes), (*found.density_planes, *found.app_planes), strict=True):
+        assert (new.device.type, new.dtype) == (device, STORAGE[precision])
+        assert torch.equal(new, old.to(there, STORAGE[precision]))
+    assert found.density_lines[0].device.type == "cpu" and found.density_lines[0].dtype == torch.float32
+    assert all(torch.equal(old, new) for old, new in zip(expected.app_lines, found.app_lines, strict=True))
+
+
+def test_a_checkpoint_comes_as_it_always_does(tmp_path: Path) -> None:
+    checkpoint, _ = write_store(tmp_path, "blocks")
+
+    def planes(config: SceneConfig) -> tuple[torch.device, torch.dtype]:
+        raise AssertionError("asked")
+
+    assert load_scene(checkpoint, planes=planes).app_planes[0].dtype == torch.float32
+
+
+def test_a_gpu_without_room_is_not_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store = write_store(tmp_path, "blocks")
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(store_load, "grid", full)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        load_scene(store, planes=lambda _: (torch.device("cpu"), torch.float16))
