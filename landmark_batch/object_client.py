@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -16,13 +17,27 @@ SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 RETRY_SECONDS = 30.0  # in which a request that failed for no lasting reason is tried again
 REQUEST_SECONDS = 120.0  # of one request, its body included
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist", "container does not exist")
-_REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403 Forbidden", "401 Unauthorized", "ExpiredToken")
+_REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationPermissionMismatch", "ExpiredToken", "code: 403")
 _NO_KEYS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "MissingCredential", "missing credential")
-_CODE = re.compile(r"<Code>([^<]*)</Code>(?:\s*<Message>([^<]*)</Message>)?")
-_CREDENTIALS = (
-    "give credentials in the environment, here and on every worker host (s3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, for "
-    "other servers AWS_ENDPOINT_URL; gs: GOOGLE_SERVICE_ACCOUNT; az: AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY)"
-)
+_CODE = re.compile(r"<Code>([^<]*)</Code>(?:\s*<Message>([^<\n]*)[^<]*</Message>)?")
+_STATUS = re.compile(r"non-2xx status code: ((\d{3})[^:\n]*)")
+_LATER = (408, 409, 412, 425, 429)  # of the 4xx, those that another attempt may change
+_SETTINGS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, for other servers than Amazon's AWS_ENDPOINT_URL too",
+    "gs": "GOOGLE_SERVICE_ACCOUNT, the path of a service account's key (JSON)",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN in place of the key",
+}
+
+
+def provider(url: str) -> str:
+    """'s3', 'gs' or 'az' of a URL."""
+    scheme = url.partition("://")[0]
+    return "az" if scheme.startswith("abfs") else scheme
+
+
+def installed() -> bool:
+    """Whether obstore is there."""
+    return importlib.util.find_spec("obstore") is not None
 
 
 class ObjectStoreError(StoreError):
@@ -65,7 +80,13 @@ def call(bucket: str, url: str, name: str, *args: Any, **options: Any) -> Any:
     """
     function = getattr(library(url), name)
     try:
-        return function(_client(bucket, os.getpid()), *args, **options)
+        client = _client(bucket, os.getpid())
+    except ObjectStoreError:
+        raise
+    except Exception as error:  # nothing was asked yet: it is what the environment says
+        raise ObjectStoreError(f"{url}: {_brief(str(error))}", remedy=_credentials(bucket)) from error
+    try:
+        return function(client, *args, **options)
     except Exception as error:
         raise translated(error, url, bucket) from error
 
@@ -76,27 +97,46 @@ def translated(error: Exception, url: str, bucket: str) -> OSError | ObjectStore
         return error
     kind, text = type(error).__name__, str(error)
     if any(word in text for word in _NO_BUCKET):
-        return ObjectStoreError(f"{url}: there is no bucket {bucket}", remedy="make it, or check its name, region and endpoint")
+        remedy = "make it, or check its name, and the account, region and endpoint"
+        return ObjectStoreError(f"{url}: there is no bucket {bucket}", remedy=remedy)
     if kind in ("AlreadyExistsError", "PreconditionError", "NotModifiedError"):
         return FileExistsError(errno.EEXIST, "written by another meanwhile", url)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "not there", url)
-    brief = _brief(text)
+    brief, status = _brief(text), _status(text)
     if any(word in text for word in _NO_KEYS):
-        return ObjectStoreError(f"{url}: no credentials ({brief})", remedy=_CREDENTIALS)
-    if kind in ("PermissionDeniedError", "UnauthenticatedError") or any(word in text for word in _REFUSED):
-        return ObjectStoreError(f"{url}: access is refused ({brief})", remedy=_CREDENTIALS)
-    if kind in ("InvalidPathError", "UnknownConfigurationKeyError", "NotSupportedError", "ValueError", "TypeError"):
+        return ObjectStoreError(f"{url}: no credentials ({brief})", remedy=_credentials(bucket))
+    refused = kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403)
+    if refused or any(word in text for word in _REFUSED):
+        return ObjectStoreError(
+            f"{url}: access is refused ({brief})", remedy=_credentials(bucket, " that may list, read, write and delete there")
+        )
+    if kind in ("InvalidPathError", "UnknownConfigurationKeyError", "NotSupportedError", "ValueError", "TypeError") or (
+        status // 100 == 4 and status not in _LATER and "RequestTimeout" not in text
+    ):
         return ObjectStoreError(f"{url}: {brief}", remedy="check the URL and the settings of its provider in the environment")
     remedy = "check the connection and the server's address, then run the same command again: finished frames stay"
     return ObjectStoreError(f"{url}: {brief}", remedy=remedy, passing=True)
 
 
+def _credentials(bucket: str, rights: str = "") -> str:
+    return f"give credentials{rights} in the environment, here and on every worker host: {_SETTINGS[provider(bucket)]}"
+
+
+def _status(text: str) -> int:
+    """Of HTTP; 0 where the library names none."""
+    found = _STATUS.search(text)
+    return int(found[2]) if found else 0
+
+
 def _brief(text: str) -> str:
-    """The server's own code and words, else the first line of the library's."""
+    """The server's own code and words, else its status, else the first line of the library's."""
     found = _CODE.search(text)
     if found:
         return ": ".join(part for part in found.groups() if part)
+    status = _STATUS.search(text)
+    if status and status[2].startswith("4") and not any(word in text for word in _NO_KEYS):
+        return status[1].strip()
     return text.partition("\n")[0].strip().removesuffix(":")[:300]
 
 
