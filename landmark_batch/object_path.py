@@ -22,7 +22,7 @@ from typing import IO, Any, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from landmark_batch.errors import ConfigError
-from landmark_batch.object_client import RETRY_SECONDS, SCHEMES, ObjectStoreError, call, translated, version_of
+from landmark_batch.object_client import RETRY_SECONDS, SCHEMES, ObjectStoreError, call, provider, translated, version_of
 
 _ATTEMPTS = 4
 _DELAY = 0.2  # seconds before the second attempt, doubled before each further one
@@ -243,8 +243,11 @@ class ObjectPath:
             pass
 
     def replace(self, target: ObjectPath) -> None:
-        """Copy on the server, then delete. Cut short, both are there; doing it again does no harm. Raises FileNotFoundError."""
-        self._call("copy", self.key, target.key)
+        """Copy, then delete. Cut short, both are there; doing it again does no harm. Raises FileNotFoundError."""
+        if provider(self.bucket) == "az":  # Azure may answer before it has copied, and the library does not wait for it
+            target.replace_bytes(self.read_bytes())
+        else:
+            self._call("copy", self.key, target.key)
         self.unlink()
 
     def unlink(self, missing_ok: bool = True) -> None:
