@@ -78,7 +78,7 @@ def remember_damaged(store: FrameStore, frames: Iterable[int]) -> None:
     chosen = sorted(set(frames))
     if chosen:
         durable.replace_file(store.layout.damaged, seal({"frames": chosen}))
-    else:
+    elif store.layout.damaged.is_file():
         store.layout.damaged.unlink(missing_ok=True)
 
 
