@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from tests.object_server import bucket as bucket
+from tests.object_server import no_object_store as no_object_store
 from tests.object_server import object_server as object_server
+from tests.object_server import object_servers as object_servers
 
 
 def _reference() -> Path | None:

@@ -1,49 +1,61 @@
-"""An S3 server on this machine (moto's), and a relay before it that loses answers, refuses requests or takes conditions away."""
+"""Object stores on this machine, each a real server of its kind: moto for S3, fake-gcs-server for Google, Azurite for Azure."""
 
 from __future__ import annotations
 
-import http.client
-import http.server
 import os
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import pytest
 
-# (method, path, headers in lower case) -> None to pass it on, 'lose' to pass it on and break off, 'plain' to take its conditions away,
-# or the status and body to answer with.
-Fault = Callable[[str, str, dict[str, str]], "str | tuple[int, bytes] | None"]
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+from tests.object_relay import Fault, Forward, forward_to, relaying
+
+SERVICES = ("s3", "gs", "az")
+_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
 
-class ObjectServer:
-    """address: for AWS_ENDPOINT_URL."""
+def on(*services: str) -> pytest.MarkDecorator:
+    """Runs a test that takes `object_server` or `bucket` on these; without it, on S3."""
+    return pytest.mark.parametrize("object_server", services, indirect=True)
 
-    def __init__(self) -> None:
+
+every_service = on(*SERVICES)
+
+
+class ServerProcess:
+    """A server on a free port. words: its command line by port."""
+
+    def __init__(self, words: Callable[[int], list[str]], environment: Mapping[str, str] | None = None) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
+        self._folder = tempfile.TemporaryDirectory()
         started = False
-        while not started:  # another process may take the port before moto does
+        while not started:  # another process may take the port before the server does
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 self.port = probe.getsockname()[1]
-            self.address = f"http://127.0.0.1:{self.port}"
-            words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-            self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=self._log)
+            self._process = subprocess.Popen(
+                words(self.port),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                cwd=self._folder.name,
+                env={**os.environ, **(environment or {})},
+            )
             started = self._answers()
+        self.address = f"http://127.0.0.1:{self.port}"
 
     def _answers(self) -> bool:
         """False where its port was taken."""
         deadline = time.monotonic() + 100
         while self._process.poll() is None:
-            assert time.monotonic() < deadline, "moto's server does not start"
+            assert time.monotonic() < deadline, "the server does not start"
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return True
             time.sleep(0.05)
@@ -52,97 +64,113 @@ class ObjectServer:
         assert b"in use" in told, told
         return False
 
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+        self._folder.cleanup()
+
+
+class ObjectServer:
+    """scheme: of its URLs. credential: the environment variable that its users need first. address: where they send requests."""
+
+    scheme: str
+    credential: str
+    address: str
+
+    def settings(self, address: str, *, key: str = "") -> dict[str, str]:
+        """The environment variables of a user whose requests go to `address`. key: in place of the account's."""
+        raise NotImplementedError
+
+    def another_key(self) -> str:
+        """One that is as good as the account's, and is not."""
+        raise NotImplementedError
+
+    def forward(self) -> Forward:
+        """How a relay before it passes requests on."""
+        return forward_to(int(self.address.rpartition(":")[2]))
+
     def bucket(self) -> str:
         """A new, empty one: 's3://name'."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def relay(self, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Iterator[str]:
+        """A bucket of its own, reached through a relay with this fault."""
+        with relaying(self.forward(), fault) as address:
+            for name, value in self.settings(address).items():
+                monkeypatch.setenv(name, value)
+            yield self.bucket()
+
+
+class AmazonServer(ObjectServer):
+    scheme = "s3"
+    credential = "AWS_ACCESS_KEY_ID"
+
+    def __init__(self) -> None:
+        pytest.importorskip("moto")
+        self._process = ServerProcess(lambda port: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)])
+        self.address = self._process.address
+
+    def settings(self, address: str, *, key: str = "") -> dict[str, str]:
+        keys = {"AWS_ACCESS_KEY_ID": key or "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+        return {**keys, "AWS_ENDPOINT_URL": address}
+
+    def bucket(self) -> str:
         name = f"b{secrets.token_hex(6)}"
         with urllib.request.urlopen(urllib.request.Request(f"{self.address}/{name}", method="PUT")):
             return f"s3://{name}"
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
-
-    @contextmanager
-    def relay(self, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Iterator[str]:
-        """A bucket of its own, reached through a relay with this fault."""
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _relay(self.port, fault))
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        try:
-            yield self.bucket()
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        self._process.close()
 
 
-def _relay(port: int, fault: Fault) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
+def _start(service: str) -> ObjectServer:
+    if service == "gs":
+        from tests.object_google import GoogleServer
 
-        def log_message(self, *arguments: object) -> None:
-            pass
+        return GoogleServer()
+    if service == "az":
+        from tests.object_azure import AzureServer
 
-        def _pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
-            what = fault(self.command, self.path, {name.lower(): value for name, value in headers.items()})
-            if isinstance(what, tuple):
-                return self._answer(what[0], {"Content-Type": "application/xml"}, what[1])
-            if what == "plain":
-                headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            try:
-                connection.request(self.command, self.path, body, headers)
-                response = connection.getresponse()
-                data = response.read()
-            finally:
-                connection.close()
-            if what == "lose":
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
-                return None
-            kept = {
-                name: value
-                for name, value in response.getheaders()
-                if name.lower() not in ("connection", "transfer-encoding", "date", "server")
-            }
-            return self._answer(response.status, kept, data)
-
-        def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() != "content-length":
-                    self.send_header(name, value)
-            length = headers.get("Content-Length", str(len(body))) if self.command == "HEAD" else str(len(body))
-            self.send_header("Content-Length", length)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _pass_on
-
-    return Handler
+        return AzureServer()
+    return AmazonServer()
 
 
 @pytest.fixture(scope="session")
-def object_server() -> Iterator[ObjectServer]:
-    """Runs while the tests run; the environment points at it."""
-    pytest.importorskip("obstore")
-    pytest.importorskip("moto")
-    server = ObjectServer()
-    before = pytest.MonkeyPatch()
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.address}.items():
-        before.setenv(name, value)
+def object_servers() -> Iterator[dict[str, ObjectServer]]:
+    """Those that tests have started; they run until all tests have."""
+    servers: dict[str, ObjectServer] = {}
     try:
-        yield server
+        yield servers
     finally:
-        before.undo()
-        server.close()
+        for server in servers.values():
+            server.close()
+
+
+@pytest.fixture
+def no_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names none while the test runs."""
+    pytest.importorskip("obstore")
+    for name in environment():
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def object_server(
+    request: pytest.FixtureRequest, object_servers: dict[str, ObjectServer], no_object_store: None, monkeypatch: pytest.MonkeyPatch
+) -> ObjectServer:
+    """While the test runs, the environment points at it, and at no other object store."""
+    service = getattr(request, "param", "s3")
+    if service not in object_servers:
+        object_servers[service] = _start(service)
+    server = object_servers[service]
+    for name, value in server.settings(server.address).items():
+        monkeypatch.setenv(name, value)
+    return server
 
 
 @pytest.fixture
@@ -153,4 +181,4 @@ def bucket(object_server: ObjectServer) -> str:
 
 def environment() -> dict[str, str]:
     """What a process that was started before the server needs of it."""
-    return {name: os.environ[name] for name in (*KEYS, "AWS_ENDPOINT_URL")}
+    return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_server import every_service
+
 from .conftest import FRAMES, Run
 
 
+@every_service
 @pytest.mark.usefixtures("inline")
 def test_a_flight_into_a_bucket_and_out_again(park: Path, run: Run, bucket: str) -> None:
     url = f"{bucket}/park.zarr"
@@ -38,6 +41,7 @@ def test_a_flight_into_a_bucket_and_out_again(park: Path, run: Run, bucket: str)
     assert differing.code == 2 and "finished frames differ" in differing.err
 
 
+@every_service
 @pytest.mark.parametrize("command", [["status"], ["verify"], ["export", "images"], ["cancel"]])
 def test_what_is_not_there_is_named(run: Run, bucket: str, command: list[str]) -> None:
     outcome = run(*command, f"{bucket}/none.zarr")

@@ -9,7 +9,7 @@ import pytest
 
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
-from tests.object_server import environment
+from tests.object_server import environment, every_service, on
 
 from .processes import count_steps, die_at, run
 from .store_kit import assert_is, make_flight, make_settings, make_spec, pick, pixels_of, render
@@ -41,6 +41,7 @@ def _kill_a_first_render(bucket: str, steps: list[str], step: int) -> None:
     assert verify_store(url).ok
 
 
+@on("s3", "gs")
 def test_a_killed_writer_loses_no_frame_that_was_recorded(bucket: str) -> None:
     """Objects without a record; a commit that was recorded, and half of the next one."""
     steps = _steps(bucket)
@@ -48,6 +49,7 @@ def test_a_killed_writer_loses_no_frame_that_was_recorded(bucket: str) -> None:
         _kill_a_first_render(bucket, steps, step)
 
 
+@every_service
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_a_writer_killed_at_every_step(bucket: str) -> None:
@@ -73,6 +75,7 @@ def _kill_a_change(bucket: str, step: int) -> None:
     assert not list((place(url) / "done/.landmark/rebuilt").iterdir())
 
 
+@on("s3", "az")
 def test_a_change_of_flight_is_finished_by_the_next_job(bucket: str) -> None:
     steps = _steps(bucket, ORDER)
     assert {"journal", "out", "phase", "in", "installed", "described"} <= set(steps)
@@ -80,6 +83,7 @@ def test_a_change_of_flight_is_finished_by_the_next_job(bucket: str) -> None:
         _kill_a_change(bucket, step)
 
 
+@every_service
 @pytest.mark.chaos
 @pytest.mark.timeout(2400)
 def test_a_change_of_flight_killed_at_every_step(bucket: str) -> None:

@@ -26,11 +26,12 @@ from landmark_batch.frames.sealed import seal
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.verify import verify_store
 from landmark_batch.object_path import ObjectPath, as_store_path
-from tests.object_server import environment
+from tests.object_server import environment, every_service
 
 from .processes import run
 from .store_kit import assert_is, commit, make_flight, make_settings, make_spec, pixels_of, render
 
+pytestmark = every_service
 FLIGHT, SETTINGS = make_flight(4), make_settings()
 
 

@@ -22,6 +22,7 @@ from landmark_batch.object_path import ObjectPath, as_store_path
 from landmark_batch.workflows.control import running_jobs
 from landmark_batch.workflows.export import export_images
 from landmark_batch.workflows.render import run_render
+from tests.object_server import on
 from tests.workflows.block_jobs import SLOTS, block_job, write_flight, write_town
 from tests.workflows.conftest import FRAMES, RenderProcess, pixels
 
@@ -35,6 +36,7 @@ def finished(url: str) -> int:
     return 0
 
 
+@on("s3", "gs")
 @pytest.mark.timeout(240)
 def test_a_killed_job_goes_on_in_its_bucket(
     make_job: MakeJob, spawn: Spawn, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
