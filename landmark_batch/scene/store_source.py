@@ -1,4 +1,4 @@
-"""Bytes of a block store by key: from a folder, over HTTP, or from whatever fsspec knows, with retries where it is remote."""
+"""Bytes of a block store by key: from a folder, over HTTP, an object store, or whatever fsspec knows, with retries where it is remote."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from landmark_batch.errors import CheckpointError, StoreError
+from landmark_batch.object_client import SCHEMES, installed
+from landmark_batch.object_path import ObjectPath
 from landmark_batch.scene.location import SceneLocation, as_location
 
 logger = logging.getLogger(__name__)
@@ -106,8 +108,26 @@ class HttpSource:
             raise TransientError(str(getattr(error, "reason", error)) or type(error).__name__) from error
 
 
+class ObjectSource:
+    """A store in an object store, one GET a value, by the library and the environment variables that frame stores take."""
+
+    remote = True
+
+    def __init__(self, root: ObjectPath) -> None:
+        self.root = root
+
+    def where(self, key: str) -> str:
+        return str(self.root / key)
+
+    def read(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def read_into(self, key: str, into: memoryview) -> int:
+        return _put(self.read(key), into)
+
+
 class FsspecSource:
-    """A store behind any URL that fsspec has a file system for (s3://, gs://, abfs://, memory://)."""
+    """A store behind any other URL that fsspec has a file system for (memory://, sftp://)."""
 
     remote = True
 
@@ -117,9 +137,10 @@ class FsspecSource:
             self._files, self._path = fsspec.core.url_to_fs(root)
         except (ImportError, ValueError) as error:
             scheme = root.partition("://")[0]
+            package = "'landmark-batch[cloud]'" if scheme.lower() in SCHEMES else "the fsspec package of that store"
             raise CheckpointError(
                 f"{root}: nothing installed here reads {scheme}:// ({error})",
-                remedy="install the fsspec package of that store (s3fs for s3://, gcsfs for gs://), or copy the store to a local folder",
+                remedy=f"install {package}, on every worker host too, or copy the store to a local folder",
             ) from None
         self.root = root
 
@@ -135,10 +156,7 @@ class FsspecSource:
             raise TransientError(f"{type(error).__name__}: {error}"[:300]) from error
 
     def read_into(self, key: str, into: memoryview) -> int:
-        data = self.read(key)
-        if len(data) <= into.nbytes:
-            into[: len(data)] = data
-        return min(len(data), into.nbytes + 1)
+        return _put(self.read(key), into)
 
 
 @dataclass(frozen=True)
@@ -172,7 +190,18 @@ def open_source(location: SceneLocation, *, timeout: float = 60.0) -> Source:
         return FolderSource(place)
     if place.lower().startswith(("http://", "https://")):
         return HttpSource(place, timeout)
+    scheme, _, rest = place.partition("://")
+    if scheme.lower() in SCHEMES and installed():
+        bucket, _, key = rest.partition("/")
+        return ObjectSource(ObjectPath(f"{scheme.lower()}://{bucket}", key.strip("/")))
     return FsspecSource(place)
+
+
+def _put(data: bytes, into: memoryview) -> int:
+    """Put the value into a buffer of bytes; returns its length, or one more than the buffer holds where it is longer."""
+    if len(data) <= into.nbytes:
+        into[: len(data)] = data
+    return min(len(data), into.nbytes + 1)
 
 
 def _fill(readinto: Callable[[memoryview], int | None], into: memoryview) -> int:

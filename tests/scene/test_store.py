@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 
 from landmark_batch.errors import CheckpointError, StoreError
+from landmark_batch.object_path import as_store_path
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.config import load_config
 from landmark_batch.scene.convert import convert_scene
 from landmark_batch.scene.identity import scene_digest
 from landmark_batch.scene.info import describe_scene
 from landmark_batch.scene.store import BlockStore, is_block_store
+from tests.object_server import every_service
 from tests.ports import free_port
 from tests.scene.conftest import assert_same_weights
 
@@ -249,6 +252,37 @@ def test_other_urls(store: Path, merged: Path) -> None:
     with pytest.raises(CheckpointError, match=r"reads nosuch://") as caught:
         load_scene("nosuch://bucket/town.zarr")
     assert "local folder" in str(caught.value)
+
+
+@every_service
+def test_in_an_object_store(bucket: str, store: Path, merged: Path) -> None:
+    url, scene = f"{bucket}/scenes/town.zarr", load_scene(merged)
+    assert not is_block_store(url)
+    with pytest.raises(CheckpointError, match=f"{url}: no block store"):
+        BlockStore.open(url)
+    root = as_store_path(url)
+    for file in (path for path in store.rglob("*") if path.is_file()):
+        (root / str(file.relative_to(store))).write_bytes(file.read_bytes())
+    assert is_block_store(f"{url}/")
+    assert_same_weights(load_scene(url), scene)
+    assert_same_weights(load_scene(pickle.loads(pickle.dumps(BlockStore.open(url))).location), scene)
+    (root / KEY).write_bytes((store / KEY).read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=f"{re.escape(KEY)}.*bytes where"):
+        load_scene(url)
+    (root / KEY).unlink()
+    with pytest.raises(CheckpointError, match=f"{url}/{re.escape(KEY)}.*missing"):
+        load_scene(url)
+    with pytest.raises(StoreError, match="there is no bucket") as caught:
+        load_scene(f"{bucket}-none/town.zarr")
+    assert caught.value.exit_code == 2
+
+
+def test_an_object_store_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(CheckpointError, match=r"reads s3://") as caught:
+        load_scene("s3://bucket/town.zarr")
+    assert "landmark-batch[cloud]" in str(caught.value)
 
 
 def test_a_store_can_be_copied(store: Path, merged: Path, tmp_path: Path) -> None:
