@@ -346,7 +346,7 @@ def _load(
         return torch.device(device), STORAGE[settings.precision]
 
     options = {"plane_division": scene.plane_division, "edit": scene.edit, "edit_block": scene.edit_block, "shard": shard}
-    weights = load_scene(scene.checkpoint, **options, planes=planes if device == "cuda" else None)  # type: ignore[arg-type]
+    weights = load_scene(scene.checkpoint, **options, planes=planes)  # type: ignore[arg-type]
     settings = resolve_settings(job, weights.config, device=device, kernels=kernels)
     load_runtime(settings.runtime, device, source=kernels)
     return weights, settings
