@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landmark_batch import kernels
 from landmark_batch.kernels.tuning import Launches
+from landmark_batch.model.fetched import Renewal, render_fetched
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
 from landmark_batch.model.output import RenderOutput, on_background
@@ -25,8 +24,6 @@ from landmark_batch.model.tiles import WARP_TILE, tile_order, tile_side
 from .fetcher import Fetcher
 from .regions import Region
 from .stats import FetchStats
-
-logger = logging.getLogger(__name__)
 
 
 class FetchingRenderer:
@@ -49,12 +46,12 @@ class FetchingRenderer:
         settings, device, base, tables = fetcher.settings, fetcher.device, fetcher.base, fetcher.tables
         self._fused: FusedRenderer | None = None
         self._plain: Renderer | None = None
+        self._ray_passes: RayPasses | None = None
         if settings.runtime == "fused" and device.type == "cuda":
             self._fused = FusedRenderer(base, settings, device, self._launches, tables, self._memory)
             self._ray_passes = RayPasses(self._fused, tables)
         else:
             self._plain = Renderer(base, settings, device, threads=self._threads, tables=tables)
-            self._tile_passes = TilePasses(self._plain, fetcher.store.division)
 
     def render(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int, *, frame: int | None = None
@@ -64,28 +61,13 @@ class FetchingRenderer:
         Raises CheckpointError or StoreError for a block that is missing or damaged.
         """
         fetcher = self._fetcher
-        blocks = fetcher.begin(frame, c2w, intrinsics, width, height)
-        looked = False
-        while True:
-            try:
-                output = self._render(c2w, intrinsics, width, height, blocks)
-                return replace(output, counters={**output.counters, **fetcher.counted()})
-            except kernels.AbsentBlockError:
-                if looked:
-                    raise
-                looked = True
-                blocks = sorted({*blocks, *fetcher.look(frame, c2w, intrinsics, width, height)})
-                logger.info("frame %s met a block that was not foreseen: rendered again", frame)
-            except torch.OutOfMemoryError:
-                if fetcher.capacity < 2:
-                    raise
-                before = fetcher.capacity
-                self._shut()
-                torch.cuda.empty_cache()
-                fetcher.shrink()
-                self._open()
-                logger.warning("out of GPU memory with %d slots: %d from here on, with the same pixels", before, fetcher.capacity)
-                blocks, looked = fetcher.begin(frame, c2w, intrinsics, width, height), False
+        output = render_fetched(
+            fetcher,
+            (frame, c2w, intrinsics, width, height),
+            lambda blocks: self._render(c2w, intrinsics, width, height, blocks),
+            Renewal(self._shut, self._open),
+        )
+        return replace(output, counters={**output.counters, **fetcher.counted()})
 
     @property
     def stats(self) -> FetchStats:
@@ -100,7 +82,7 @@ class FetchingRenderer:
     def _shut(self) -> None:
         if self._plain is not None:
             self._plain.close()
-        self._plain = self._fused = None
+        self._plain = self._fused = self._ray_passes = None
 
     def _render(
         self, c2w: NDArray[np.floating], intrinsics: Sequence[float], width: int, height: int, blocks: Sequence[int]
@@ -130,11 +112,11 @@ class FetchingRenderer:
         height: int,
     ) -> Iterator[TileOutput]:
         """The tiles of a frame, region by region."""
-        tiles = renderer.tiles(width, height)
+        tiles, passes = renderer.tiles(width, height), TilePasses(renderer, self._fetcher.store.division)
         for region in regions:
             inside = [tile for tile in tiles if region.left <= tile.left < region.right and region.top <= tile.top < region.bottom]
             if len(region.blocks) > self._fetcher.capacity:
-                yield from self._tile_passes.render_tiles(c2w, intrinsics, width, inside, self._fetcher)
+                yield from passes.render_tiles(c2w, intrinsics, width, inside, self._fetcher)
             else:
                 with self._fetcher.hold(region.blocks):
                     yield from renderer.render_tiles(c2w, intrinsics, width, inside)
@@ -156,6 +138,7 @@ class FetchingRenderer:
         for region in regions:
             pixels = region_order(width, height, region, device)
             if len(region.blocks) > self._fetcher.capacity:
+                assert self._ray_passes is not None
                 parts = self._ray_passes.render_pixels(c2w, intrinsics, width, pixels, region.blocks, self._fetcher)
             else:
                 renderer._graphs.forget()  # a region comes once: a graph of it would be recorded in vain

@@ -114,6 +114,12 @@ class FrameFetcher(BlockSource, Protocol):
         """The blocks it really needs, where it met one that was not foreseen."""
         ...
 
+    def shrink(self) -> None:
+        """After a device that was out of memory: half the slots, or fewer. What was in them is gone and `tables` hold others; nothing may
+        refer to those before. Raises torch.OutOfMemoryError where not even one finds room.
+        """
+        ...
+
     def close(self) -> None:
         """Fetch no more."""
         ...

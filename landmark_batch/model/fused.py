@@ -36,6 +36,7 @@ RAYS = 2**21  # at most in a batch, unless the job says otherwise: a frame of 19
 MEMORY_SHARE = 0.25  # of the free memory, for the buffers of a batch
 MIN_RAYS = 2**12  # of a batch: below it a GPU is not filled
 TUNING_RAYS = 2**16  # fewer rays say little about launch shapes
+FEWER_RAYS = "out of GPU memory with %d rays at once: fewer are taken from here on, with the same pixels"
 
 
 class FusedRenderer:
@@ -194,7 +195,7 @@ class FusedRenderer:
         if batch <= MIN_RAYS:
             return False
         if self._most_rays == RAYS:
-            logger.warning("out of GPU memory with %d rays at once: fewer are taken from here on, with the same pixels", batch)
+            logger.warning(FEWER_RAYS, batch)
         self._most_rays = batch // 2
         self._graphs = FrameGraphs(self.device)
         torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,12 +15,15 @@ from landmark_batch.cameras.rays import pixel_rays
 from landmark_batch.kernels import fused
 from landmark_batch.model.blocks import BlockSource, BlockTables, in_passes
 from landmark_batch.model.frame_values import device_camera
-from landmark_batch.model.fused import RAYS, STOP, FusedRenderer
+from landmark_batch.model.fused import FEWER_RAYS, RAYS, STOP, FusedRenderer
 from landmark_batch.model.sampling import flat_box
 
 SAMPLE_BYTES = 4 * 7 + 8  # ray, t, delta, the share of a pass, their sum, what is staged of it
 COLOURED_BYTES = 2 * 16 + 8  # list and colour, what is staged of it
 FEATURE_BYTES = 2 * 4  # a feature and its sum over passes, where the decoder is not the usual one
+MIN_RAYS = 2**10  # of a batch
+
+logger = logging.getLogger(__name__)
 
 
 class RayPasses:
@@ -30,6 +34,7 @@ class RayPasses:
         self._tables = tables
         self._samples_per_ray = 24.0
         self._coloured_per_ray = 12.0
+        self._most_rays = RAYS
 
     def render_pixels(
         self,
@@ -49,8 +54,13 @@ class RayPasses:
             parts, survived, coloured, start = [], 0, 0, 0
             while start < pixels.shape[0]:
                 chosen = pixels[start : start + self._batch()]
-                rays = pixel_rays(pose, lens, renderer.settings.pixel_center, chosen, width)
-                *sums, found, listed = self._render(rays, blocks, source)
+                try:
+                    rays = pixel_rays(pose, lens, renderer.settings.pixel_center, chosen, width)
+                    *sums, found, listed = self._render(rays, blocks, source)
+                except torch.OutOfMemoryError:
+                    if not self._shrink(chosen.shape[0]):
+                        raise
+                    continue
                 parts.append(sums)
                 survived, coloured, start = survived + found, coloured + listed, start + chosen.shape[0]
             rgb, depth, alpha = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -58,11 +68,21 @@ class RayPasses:
         counters = {"rays": count, "samples": count * renderer.settings.samples, "survived": survived, "coloured": coloured}
         return rgb, depth, alpha, counters
 
+    def _shrink(self, count: int) -> bool:
+        """After a device that was out of memory with so many rays: half of them at once. False where they are few already."""
+        if count <= MIN_RAYS:
+            return False
+        if self._most_rays == RAYS:
+            logger.warning(FEWER_RAYS, count)
+        self._most_rays = count // 2
+        return True
+
     def _batch(self) -> int:
         """Rays whose samples fit into memory; no pixel depends on it."""
         features = 0 if self._renderer._shade is not None else FEATURE_BYTES * self._renderer.config.app_dim
         ray = self._samples_per_ray * SAMPLE_BYTES + self._coloured_per_ray * (COLOURED_BYTES + features) + 128
-        return max(1024, min(self._renderer.settings.rays_per_batch or RAYS, int(self._renderer.batch_memory() / ray)))
+        wanted = min(self._renderer.settings.rays_per_batch or RAYS, self._most_rays)
+        return max(MIN_RAYS, min(wanted, int(self._renderer.batch_memory() / ray)))
 
     def _render(self, rays: Tensor, blocks: Sequence[int], source: BlockSource) -> tuple[Tensor, Tensor, Tensor, int, int]:
         """rgb, depth, alpha of rays; samples that survived, samples that are coloured."""

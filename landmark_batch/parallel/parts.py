@@ -1,12 +1,9 @@
-"""What one rank of a group renders of a frame: whole tiles, single rays, or its share of the rays over tensor ranks."""
+"""What renders a rank's part of a frame: tiles or single rays by itself, or its share of the rays along with its tensor ranks."""
 
 from __future__ import annotations
 
-import logging
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,30 +12,26 @@ from torch import Tensor
 from landmark_batch import kernels
 from landmark_batch.model.begun import Begun, Sums
 from landmark_batch.model.blocks import FETCH_COUNTERS, FrameFetcher, FrameRegion
+from landmark_batch.model.fetched import Renewal
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
 from landmark_batch.model.passes import TilePasses
 from landmark_batch.model.pool import TilePool
 from landmark_batch.model.renderer import STAGES, Renderer, TileOutput
 from landmark_batch.model.settings import RenderSettings
-from landmark_batch.model.tiles import Tile
 from landmark_batch.scene.weights import SceneWeights
 
 from .exchange import TensorExchange
 from .fused_tensor import FusedTensorStages
 from .group import RenderGroup
 from .orders import Order
-from .regions import join_regions, places_inside, region_rule
-from .share import FrameShare, ray_shares
+from .part import Part, RaysPart, TiledPart
 from .stages import TensorStages
 from .tensor import run_tiles, tile_steps
 from .tensor_frame import TensorFrames
 
-logger = logging.getLogger(__name__)
-
 COUNTERS = ("rays", "samples", "survived", "coloured", "tensor_bytes", *FETCH_COUNTERS)
 TIMES = (*STAGES, "exchange")
-FRAME_SIZES = 4  # sizes of frame whose shares are kept
 
 
 def open_part(
@@ -59,163 +52,30 @@ def open_part(
     return kind(group, weights, settings, device, threads, fetcher, memory)
 
 
-class Part(ABC):
-    """What this rank renders of a frame."""
-
-    def __init__(
-        self,
-        group: RenderGroup,
-        weights: SceneWeights,
-        settings: RenderSettings,
-        device: torch.device,
-        threads: int,
-        fetcher: FrameFetcher | None,
-        memory: int | None,
-    ) -> None:
-        self.shape, self.rank = group.membership.shape, group.rank
-        self.row = group.membership.data_index
-        self.settings, self.device = settings, device
-        self.fetcher, self.memory = fetcher, memory
-        self.tables = fetcher.tables if fetcher is not None else None
-        self.open(group, weights, threads)
-
-    def begin(self, order: Order) -> Begun[Sums]:
-        """`render`, whose `finish` gives the pixels; it does all of the work where no device can do it by itself. Begin a frame before the
-        one before it is finished, and finish frames in their order.
-        """
-        return Begun(lambda: self.render(order))
-
-    def render(self, order: Order) -> Sums:
-        """This rank's pixels; with a fetcher, of a scene whose blocks come as they are needed."""
-        fetcher = self.fetcher
-        if fetcher is None:
-            return self.sums(order)
-        camera = order.frame, order.c2w, order.intrinsics, order.width, order.height
-        blocks, looked = fetcher.begin(*camera), False
-        while True:
-            try:
-                if len(blocks) <= fetcher.capacity:
-                    with fetcher.hold(blocks):
-                        found = self.sums(order)
-                else:
-                    found = self._by_regions(order, blocks, fetcher)
-                return replace(found, counters=found.counters | fetcher.counted())
-            except kernels.AbsentBlockError:
-                if looked:
-                    raise
-                looked = True
-                blocks = sorted({*blocks, *fetcher.look(*camera)})
-                logger.info("rank %d: frame %s met a block that was not foreseen: rendered again", self.rank, order.frame)
-
-    def _by_regions(self, order: Order, blocks: Sequence[int], fetcher: FrameFetcher) -> Sums:
-        """With fewer slots than the blocks it needs: region by region, the same ones in the same order on all tensor ranks of a row."""
-        rule = region_rule(self.shape, self.settings, self.device.type)
-        camera = order.c2w, order.intrinsics, order.width, order.height
-        found = fetcher.regions(blocks, *camera, rule.unit, passes=rule.passes, wanted=partial(self.meets, order))
-        own = self.pixels(order.width, order.height)[self.rank]
-        return Sums(*join_regions(own, order.width, ((region, self._of_region(order, region, fetcher)) for region in found)))
-
-    def _of_region(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
-        if len(region.blocks) > fetcher.capacity:
-            return self.sums_in_passes(order, region, fetcher)
-        with fetcher.hold(region.blocks):
-            return self.sums(order, region)
-
-    @abstractmethod
-    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
-        """Make what renders."""
-
-    @abstractmethod
-    def sums(self, order: Order, region: FrameRegion | None = None) -> Sums:
-        """With all blocks present that it needs. region: what of the frame, None for all."""
-
-    @abstractmethod
-    def sums_in_passes(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
-        """Of a region, with fewer slots than the blocks it needs."""
-
-    @abstractmethod
-    def meets(self, order: Order, region: FrameRegion) -> bool:
-        """Whether this rank's row renders anything of a region."""
-
-    @abstractmethod
-    def pixels(self, width: int, height: int) -> Sequence[Tensor]:
-        """Pixels [P] int64 of each rank."""
-
-    @abstractmethod
-    def sizes(self, width: int, height: int) -> Sequence[int]:
-        """Pixels of each rank."""
-
-    def close(self) -> None:
-        """End the threads, those of the fetcher too."""
-        if self.fetcher is not None:
-            self.fetcher.close()
-
-
-class _TiledPart(Part):
-    """Tiles go to the data rows, runs of their rays to the tensor ranks."""
-
-    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
-        self.frame_share = lru_cache(maxsize=FRAME_SIZES)(
-            lambda width, height: FrameShare.of_tiles(width, height, self.settings.samples, self.shape, self.device)
-        )
-
-    def tiles(self, order: Order, region: FrameRegion | None) -> Sequence[Tile]:
-        """Those of this rank's row, in a region."""
-        tiles = self.frame_share(order.width, order.height).tiles[self.row]
-        if region is None:
-            return tiles
-        return [tile for tile in tiles if region.left <= tile.left < region.right and region.top <= tile.top < region.bottom]
-
-    def meets(self, order: Order, region: FrameRegion) -> bool:
-        return bool(self.tiles(order, region))
-
-    def pixels(self, width: int, height: int) -> Sequence[Tensor]:
-        return self.frame_share(width, height).pixels
-
-    def sizes(self, width: int, height: int) -> Sequence[int]:
-        return self.frame_share(width, height).sizes
-
-
-class _RaysPart(Part):
-    """Squares of rays go to the ranks."""
-
-    def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
-        self._shares = lru_cache(maxsize=FRAME_SIZES)(partial(ray_shares, count=self.shape.size, device=self.device))
-        self._row = lru_cache(maxsize=FRAME_SIZES)(self._row_pixels)
-
-    def row_pixels(self, order: Order, region: FrameRegion | None) -> tuple[Tensor, ...]:
-        """Pixels of each tensor rank of this rank's row, in a region; of whole frames of a size always the same tensors."""
-        row = self._row(order.width, order.height)
-        return row if region is None else tuple(own[places_inside(own, order.width, region)] for own in row)
-
-    def meets(self, order: Order, region: FrameRegion) -> bool:
-        return any(own.shape[0] for own in self.row_pixels(order, region))
-
-    def _row_pixels(self, width: int, height: int) -> tuple[Tensor, ...]:
-        first = self.row * self.shape.tensor
-        return tuple(self.pixels(width, height)[first : first + self.shape.tensor])
-
-    def pixels(self, width: int, height: int) -> Sequence[Tensor]:
-        return self._shares(width, height)
-
-    def sizes(self, width: int, height: int) -> Sequence[int]:
-        return [pixels.shape[0] for pixels in self._shares(width, height)]
-
-
-class TilePart(_TiledPart):
+class TilePart(TiledPart):
     """Whole tiles, by the renderer of one rank."""
 
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
         super().open(group, weights, threads)
-        self._renderer = Renderer(weights, self.settings, self.device, threads=threads, tables=self.tables)
-        if self.fetcher is not None:
-            self._passes = TilePasses(self._renderer, self.fetcher.tables.division)
+        self._threads = threads
+        self._open_renderer(weights)
+
+    def renewal(self, fetcher: FrameFetcher) -> Renewal:
+        return Renewal(self._close_renderer, partial(self._open_renderer, fetcher.base))
+
+    def _open_renderer(self, weights: SceneWeights) -> None:
+        self._renderer = Renderer(weights, self.settings, self.device, threads=self._threads, tables=self.tables)
+
+    def _close_renderer(self) -> None:
+        self._renderer.close()
+        del self._renderer
 
     def sums(self, order: Order, region: FrameRegion | None = None) -> Sums:
         return self._joined(self._renderer.render_tiles(order.c2w, order.intrinsics, order.width, self.tiles(order, region)))
 
     def sums_in_passes(self, order: Order, region: FrameRegion, fetcher: FrameFetcher) -> Sums:
-        return self._joined(self._passes.render_tiles(order.c2w, order.intrinsics, order.width, self.tiles(order, region), fetcher))
+        passes = TilePasses(self._renderer, fetcher.tables.division)
+        return self._joined(passes.render_tiles(order.c2w, order.intrinsics, order.width, self.tiles(order, region), fetcher))
 
     def _joined(self, outputs: Iterable[TileOutput]) -> Sums:
         counters, seconds = dict.fromkeys(COUNTERS, 0), dict.fromkeys(STAGES, 0.0)
@@ -229,15 +89,25 @@ class TilePart(_TiledPart):
         return Sums(*_joined(parts, self.device), counters, seconds)
 
     def close(self) -> None:
-        self._renderer.close()
+        if hasattr(self, "_renderer"):  # there was memory for one, the last time it was made
+            self._close_renderer()
         super().close()
 
 
-class RayPart(_RaysPart):
+class RayPart(RaysPart):
     """Single rays, by the fused renderer of one GPU."""
 
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
         super().open(group, weights, threads)
+        self._open_renderer(weights)
+
+    def renewal(self, fetcher: FrameFetcher) -> Renewal:
+        return Renewal(self._close_renderer, partial(self._open_renderer, fetcher.base))
+
+    def _close_renderer(self) -> None:
+        del self._renderer, self._passes
+
+    def _open_renderer(self, weights: SceneWeights) -> None:
         self._renderer = FusedRenderer(weights, self.settings, self.device, tables=self.tables, memory=self.memory)
         if self.tables is not None:
             self._passes = RayPasses(self._renderer, self.tables)
@@ -259,7 +129,7 @@ class RayPart(_RaysPart):
         return Sums(*self._passes.render_pixels(order.c2w, order.intrinsics, order.width, pixels, region.blocks, fetcher))
 
 
-class TensorPart(_TiledPart):
+class TensorPart(TiledPart):
     """A run of rays of each tile of this rank's row, by all tensor ranks together."""
 
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:
@@ -302,7 +172,7 @@ class TensorPart(_TiledPart):
         super().close()
 
 
-class FusedTensorPart(_RaysPart):
+class FusedTensorPart(RaysPart):
     """Single rays, by the fused kernels of all GPUs of a row together."""
 
     def open(self, group: RenderGroup, weights: SceneWeights, threads: int) -> None:

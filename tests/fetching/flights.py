@@ -92,11 +92,17 @@ def route_of(store: BlockStore, settings: RenderSettings, folder: Path, order: l
 
 
 def open_fetching(
-    opened: list[Any], store: BlockStore, settings: RenderSettings, slots: int, route: Route | None, device: str = "cpu"
+    opened: list[Any],
+    store: BlockStore,
+    settings: RenderSettings,
+    slots: int,
+    route: Route | None,
+    device: str = "cpu",
+    memory: int | None = None,
 ) -> FetchingRenderer:
     choice = FetchChoice("dynamic", "test", slots, 2 * store.block_bytes(settings.precision))
     fetcher = Fetcher(store, settings, torch.device(device), choice, route)
-    renderer = FetchingRenderer(fetcher, threads=1)
+    renderer = FetchingRenderer(fetcher, threads=1, memory=memory)
     opened += [fetcher, renderer]
     return renderer
 

@@ -17,7 +17,7 @@ from landmark_batch.fetching.regions import Region
 from landmark_batch.fetching.renderer import region_order
 from landmark_batch.fetching.route import Route
 from landmark_batch.fetching.visibility import FrustumBlocks
-from landmark_batch.model import passes, tiles
+from landmark_batch.model import fused_passes, passes, tiles
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.fused_passes import RayPasses
 from landmark_batch.model.passes import TilePasses
@@ -28,6 +28,7 @@ from landmark_batch.scene.store import BlockStore
 from tests.parallel.test_fused_fetching import kernels_of_a_gpu, one_thread
 
 from .flights import HEIGHT, KINDS, LENS, POSES, WIDTH, frame, make_settings, open_fetching, route_of, write_store
+from .short_memory import room_for
 
 __all__ = ["kernels_of_a_gpu", "one_thread"]
 
@@ -170,6 +171,31 @@ def test_a_block_that_was_not_foreseen_is_fetched_and_the_frame_rendered_again(
     assert "not foreseen" in caplog.text
 
 
+@pytest.mark.parametrize("slots", [6, 4])
+@pytest.mark.usefixtures("small_tiles")
+def test_out_of_memory_there_are_fewer_slots_and_the_same_bits(
+    stored: tuple[str, Path, Path], opened: list[Any], tmp_path: Path, slots: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a frame whose blocks are all held, and in a region of one; nothing of the old tables is left when others are made."""
+    store = BlockStore.open(stored[2])
+    settings = make_settings(store)
+    whole = Renderer(load_scene(stored[2]), settings, "cpu", threads=1)
+    expected = {index: frame(whole, index) for index in (0, 2, 3)}
+    renderer = open_fetching(opened, store, settings, slots, route_of(store, settings, tmp_path, [0, 2, 3]))
+    with room_for(2) as kept:
+        for index in (0, 2, 3, 0):
+            found = frame(renderer, index, frame=index)
+            for name, values in expected[index].items():
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{name} of frame {index} from {slots} slots")
+    halvings = {6: ["6 slots: 3", "3 slots: 1"], 4: ["4 slots: 2"]}[slots]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [f"out of GPU memory with {change} from here on, with the same pixels" for change in halvings]
+    assert kept == [0] * len(halvings)
+    with room_for(0), pytest.raises(torch.OutOfMemoryError):
+        frame(renderer, 0, frame=0)
+    assert renderer._fetcher.capacity == 1
+
+
 def test_the_order_of_a_regions_pixels_is_the_frames() -> None:
     device = torch.device("cpu")
     region = Region(8, 4, 31, 16, ())
@@ -196,3 +222,34 @@ def test_regions_by_the_fused_kernels_references(kind: str, opened: list[Any], t
             assert torch.equal(getattr(output, name), getattr(want, name)), f"{name} of frame {index}"
         assert {name: output.counters[name] for name in want.counters} == want.counters
         assert output.counters["fetch_loads"] > 0
+
+
+@pytest.mark.usefixtures("one_thread", "kernels_of_a_gpu")
+def test_out_of_memory_passes_take_fewer_rays(
+    opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The path of CUDA, its ops in plain torch: as many slots, the same bits, one warning."""
+    path = write_store(tmp_path, "blocks", density_channels=16, appearance_channels=16)[1]
+    store = BlockStore.open(path)
+    settings = make_settings(store, runtime="torch")
+    expected = FusedRenderer(load_scene(path), settings, "cpu").render(POSES[0], LENS, WIDTH, HEIGHT)
+    renderer = open_fetching(opened, store, settings, 2, route_of(store, settings, tmp_path, [0]))
+    renderer._fused = FusedRenderer(renderer._fetcher.base, settings, "cpu", None, renderer._fetcher.tables)
+    renderer._ray_passes = RayPasses(renderer._fused, renderer._fetcher.tables)
+    weigh, counts = RayPasses._weigh, list[int]()
+
+    def short(self: RayPasses, density: Any, marched: Any) -> Any:
+        counts.append(marched.found.shape[0])
+        if counts[-1] > 140:
+            raise torch.OutOfMemoryError("too many rays")
+        return weigh(self, density, marched)
+
+    monkeypatch.setattr(RayPasses, "_weigh", short)
+    monkeypatch.setattr(fused_passes, "MIN_RAYS", 100)
+    output = renderer.render(POSES[0], LENS, WIDTH, HEIGHT, frame=0)
+    for name in ("rgb", "depth", "alpha"):
+        assert torch.equal(getattr(output, name), getattr(expected, name)), name
+    assert output.counters["rays"] == WIDTH * HEIGHT and renderer._fetcher.capacity == 2
+    assert counts == [527, 263, 131, 131, 131, 131, 3]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["out of GPU memory with 527 rays at once: fewer are taken from here on, with the same pixels"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from contextlib import nullcontext
@@ -23,13 +24,17 @@ from landmark_batch.fetching.route import Route
 from landmark_batch.model import tiles
 from landmark_batch.model.fused import FusedRenderer
 from landmark_batch.model.renderer import Renderer
+from landmark_batch.parallel import renderer as renderer_module
 from landmark_batch.parallel.group import RenderGroup
+from landmark_batch.parallel.part import Part
+from landmark_batch.parallel.parts import open_part
 from landmark_batch.parallel.renderer import GroupRenderer
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import BlockStore
 from landmark_batch.workflows.renderers import _shared_reads
 from tests.fetching.flights import HEIGHT, LENS, POSES, WIDTH, make_settings, route_of
+from tests.fetching.short_memory import Told, room_for
 from tests.parallel.tasks import _kept
 
 TILE = 2**13  # CPU_SAMPLES: six tiles a frame
@@ -94,6 +99,23 @@ def fly(rank: int, cases: list[Flown]) -> list[list[Frame]]:
                 assert not thread.is_alive(), "a closed group fetches on"
         found.append(frames)
     return found
+
+
+def fly_short(rank: int, case: Flown, failing: int, room: int) -> tuple[list[Frame], int, list[str], list[int]]:
+    """The frames of a case, on the leader, where one rank has no room for more than a few slots. And of each rank: its slots in the end,
+    its warnings, and how many of the tables it gave back were still had by somebody then.
+    """
+    told = Told()
+    logging.getLogger("landmark_batch").addHandler(told)
+    parts: list[Part] = []
+    opened = mock.patch.object(renderer_module, "open_part", lambda *given: parts.append(open_part(*given)) or parts[0])
+    try:
+        with room_for(room if rank == failing else case.slots) as kept, opened:
+            frames = fly(rank, [case])[0]
+    finally:
+        logging.getLogger("landmark_batch").removeHandler(told)
+    assert parts[0].fetcher is not None
+    return frames, parts[0].fetcher.capacity, told.lines, kept
 
 
 def fly_alone(case: Flown) -> list[Frame]:

@@ -19,7 +19,7 @@ from landmark_batch.fetching.flight_blocks import FlightBlocks
 from landmark_batch.fetching.route import Route
 from landmark_batch.kernels import fused
 from landmark_batch.kernels.reference.field import sample_blocks
-from landmark_batch.parallel import parts, share, tensor_frame
+from landmark_batch.parallel import part, share, tensor_frame
 from landmark_batch.parallel.orders import render_order
 from landmark_batch.parallel.parts import FusedTensorPart, RayPart, Sums
 from landmark_batch.parallel.regions import RegionRule
@@ -28,6 +28,7 @@ from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import BlockStore
 from tests.fetching.flights import HEIGHT, LENS, POSES, WIDTH, make_settings, route_of, write_store
+from tests.fetching.short_memory import room_for
 from tests.kernels.conftest import one_thread
 from tests.parallel.test_stages import Board, BoardChannel
 
@@ -140,7 +141,7 @@ def test_any_number_of_slots_gives_the_bits_of_the_whole_scene(store: Path, tmp_
 def test_regions_give_the_bits_of_the_whole_scene(store: Path, tmp_path: Path, shape: GroupShape, monkeypatch: pytest.MonkeyPatch) -> None:
     """Squares of rays that regions cut, regions in which a rank has no ray, regions in passes; buffers that must grow in one."""
     resident = fly(store, tmp_path, 0, shape=shape)
-    monkeypatch.setattr(parts, "region_rule", lambda *_: RegionRule((4, 4), 16))
+    monkeypatch.setattr(part, "region_rule", lambda *_: RegionRule((4, 4), 16))
     monkeypatch.setattr(tensor_frame, "LEAST_ROOM", 16)
     seen: list[bool] = []
     for kind in (FusedTensorPart, RayPart):
@@ -161,3 +162,18 @@ def test_regions_give_the_bits_of_the_whole_scene(store: Path, tmp_path: Path, s
             assert got.counters["fetch_loads"] > 0
     assert len(seen) > 8, "frames were cut"
     assert shape == DATA or not all(seen), "a tensor rank without a ray takes part"
+
+
+@pytest.mark.usefixtures("one_thread", "kernels_of_a_gpu")
+def test_data_ranks_out_of_memory_take_fewer_slots(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of the old tables is left when others are made."""
+    resident = fly(store, tmp_path, 0, shape=DATA)
+    with room_for(2) as kept:
+        found = fly(store, tmp_path, 4, shape=DATA)
+    for frames, wanted in zip(found, resident, strict=True):
+        for got, want in zip(frames, wanted, strict=True):
+            for name in ("rgb", "depth", "alpha"):
+                assert torch.equal(getattr(got, name), getattr(want, name)), name
+    told = sorted(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert told == [f"rank {rank}: out of GPU memory with 4 slots: 2 from here on, with the same pixels" for rank in range(2)]
+    assert kept == [0, 0]

@@ -20,7 +20,7 @@ from landmark_batch.parallel.shape import GroupShape
 from landmark_batch.scene.store import BlockStore
 from tests.fetching.flights import make_settings, open_fetching, route_of, write_store
 from tests.parallel.conftest import group_of
-from tests.parallel.fetching_tasks import TILE, Flown, Frame, fly, fly_alone
+from tests.parallel.fetching_tasks import TILE, Flown, Frame, fly, fly_alone, fly_short
 from tests.parallel.ranks import Ranks
 from tests.parallel.tasks import load_kernels
 
@@ -178,6 +178,26 @@ def test_blocks_that_were_not_foreseen_are_fetched_and_frames_rendered_again(com
                 np.testing.assert_array_equal(got[output], want[output], err_msg=f"{output}, {case}")
             assert counters["rays"] == want["alpha"].size
         assert sum(counters.get("fetch_loads", 0) for _, counters in frames) >= BLOCKS
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("slots", [4, BLOCKS])
+def test_a_data_rank_out_of_memory_takes_fewer_slots_by_itself(compiled: Ranks, stores: dict[str, Path], failing: int, slots: int) -> None:
+    """The other one keeps its own; a warning for each time, and nothing of the old tables is left when others are made."""
+    flight = (0, 2, 1, 3, 0)
+    for store in stores.values():
+        case = Flown(store, slots, flight, scale=2, threads=2, in_flight=2)
+        (expected,) = fly_in(compiled, SHAPES["DP 2"], [replace(case, slots=0)])
+        with group_of(compiled, SHAPES["DP 2"]) as members:
+            answers = [answer.get() for answer in members.together(fly_short, [(rank, case, failing, 2) for rank in range(2)])]
+        for (got, counters), (want, counted) in zip(answers[0][0], expected, strict=True):
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name], err_msg=f"{name}, {case}")
+            assert [counters[field] for field in RENDERED] == [counted.get(field, 0) for field in RENDERED]
+        halvings = {6: ["6 slots: 3", "3 slots: 1"], 4: ["4 slots: 2"]}[slots]
+        told = [f"rank {failing}: out of GPU memory with {change} from here on, with the same pixels" for change in halvings]
+        assert answers[failing][1:] == (int(halvings[-1][-1]), told, [0] * len(halvings))
+        assert answers[1 - failing][1:] == (slots, [], [])
 
 
 @pytest.mark.parametrize("name", ["DP 2", "TP 2"])
