@@ -17,10 +17,13 @@ _OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Cause:
-    """own: what the processes were doing ended them; False: somebody, or the system, killed one, or a host is gone."""
+    """own: what the processes were doing ended them; False: somebody, or the system, killed one, or a host is gone. excused: it is held
+    against nothing, since the next group takes fewer slots.
+    """
 
     own: bool
     text: str
+    excused: bool = False
 
 
 class Causes:
@@ -49,6 +52,8 @@ class Causes:
         report = self._reports.get(key)
         if report is None:
             return ""
+        if report.get("fewer"):
+            return str(report["fewer"])
         chunk = f", chunk {report['chunk']}" if report.get("chunk") else ""
         log = f" (log: {self._log})" if self._log else ""
         return f"rank {report['rank']} on {report.get('host', '')}/{report['name']}{chunk}: {report['failed']}{log}"
@@ -57,7 +62,7 @@ class Causes:
         """waited: seconds since the group was seen to end. None while more may come."""
         report = self._reports.get(key)
         if report is not None and report.get("own"):
-            return Cause(True, self.text(key))
+            return Cause(True, self.text(key), excused=bool(report.get("fewer")))
         exits = self._exits.get(key, [])
         crashed = [(name, code) for name, code in exits if code not in (0, AFTER_GROUP_EXIT, *_OUTSIDE)]
         if crashed:

@@ -237,9 +237,11 @@ class Crew:
                 logger.info("group %s, epoch %d: ready after %.1f s", group.id, group.epoch, time.monotonic() - group.since)
             elif message.get("failed") and group is not None:
                 self.causes.report(group.key, message)
-                if message.get("own") and message.get("setup"):
+                if message.get("own") and message.get("setup") and not message.get("fewer"):
                     self._refuse(error_of(message))
                 self._break(group, self.causes.text(group.key) or str(message["failed"]))
+            if message.get("fewer"):
+                self._failed_formations = 0  # the next group takes fewer slots
 
     def exited(self, message: Mapping[str, Any]) -> None:
         """Word from a nanny: a worker process has ended."""

@@ -199,7 +199,10 @@ class Driver:
         number = message.number
         _, address = self._out[number]
         if isinstance(message, Lost) and message.worker_gone:
-            self._lose_worker(address, message.reason, own=message.own)
+            if message.excused:
+                self._excuse(address, message.reason)
+            else:
+                self._lose_worker(address, message.reason, own=message.own)
             return
         del self._out[number]
         self._begun.pop(number, None)
@@ -244,13 +247,9 @@ class Driver:
 
     def _lose_worker(self, address: str, reason: str, *, own: bool = False) -> None:
         """Everything the worker had in hand is rendered again; its death is held against the chunk it was rendering."""
-        lost = self._feeder.remove_worker(address)
-        logger.info("worker %s is lost (%s), chunks in its hand: %s", self._names.get(address, address), reason, list(lost))
+        lost = self._take_back(address, reason)
         deaths, limit = (self._deaths, ATTEMPTS) if own else (self._kills, KILLS)
         for i, number in enumerate(lost):
-            attempt, _ = self._out.pop(number)
-            self._begun.pop(number, None)
-            self._pool.forget(number, attempt)
             if i == 0:
                 deaths[number] += 1
             text = f"its worker died: {reason}" if i == 0 else f"it waited behind chunk {self._chunks[lost[0]].id}"
@@ -259,6 +258,21 @@ class Driver:
             self._blame(address, lost[0], reason)
         if lost and deaths[lost[0]] >= limit:
             self._set_aside(lost[0])
+
+    def _excuse(self, address: str, reason: str) -> None:
+        """Everything the worker had in hand is rendered again, as often as it takes; one word of it is enough."""
+        for number in self._take_back(address, reason)[:1]:
+            self._report(number, address, reason, final=False)
+
+    def _take_back(self, address: str, reason: str) -> tuple[int, ...]:
+        """What a worker that is gone had in hand, in its order."""
+        lost = self._feeder.remove_worker(address)
+        logger.info("worker %s is lost (%s), chunks in its hand: %s", self._names.get(address, address), reason, list(lost))
+        for number in lost:
+            attempt, _ = self._out.pop(number)
+            self._begun.pop(number, None)
+            self._pool.forget(number, attempt)
+        return tuple(lost)
 
     def _blame(self, address: str, number: int, reason: str) -> None:
         name = self._names.get(address, address)

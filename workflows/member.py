@@ -21,6 +21,7 @@ from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.opened import open_snapshot, open_timeline
 from landmark_batch.workflows.ranges import RENDER, on_track
 from landmark_batch.workflows.session import RenderSession, describe, pipeline_of
+from landmark_batch.workflows.slot_limit import SlotLimit
 
 if TYPE_CHECKING:
     from landmark_batch.model.runtime import KernelSource
@@ -82,6 +83,7 @@ class GroupMember:
         self.order = order
         self.left = False
         self._folder = folder
+        self._limit = SlotLimit(folder)
         self._label = label
         self._kernels = kernels
         self._tell = tell
@@ -128,7 +130,8 @@ class GroupMember:
 
         from landmark_batch.parallel.group import Membership, RenderGroup
         from landmark_batch.parallel.shape import GroupShape
-        from landmark_batch.workflows.renderers import open_group_renderer, route_of
+        from landmark_batch.workflows.group_renderer import open_group_renderer
+        from landmark_batch.workflows.renderers import route_of
 
         order, started = self.order, time.perf_counter()
         opened = open_snapshot(self._folder)  # before any meeting: what is wrong here is told as it is
@@ -155,6 +158,7 @@ class GroupMember:
             outputs=opened.store.spec.outputs,
             kernels=self._kernels,
             route=lambda: route_of(self._folder),
+            limit=self._limit,
         )
         group.control.gather(torch.zeros(1), [1] * group.membership.shape.size).wait()  # the leader waits until all have loaded
         logger.info("%s: formed and loaded in %.1f s on %s", order.describe(), time.perf_counter() - started, device)
@@ -175,8 +179,10 @@ class GroupMember:
         """Tell why and end this process; returns only where that takes a moment. chunk: that was being rendered."""
         if self.left:
             return
-        logger.error("%s fails%s", self.order.describe(), f" on chunk {chunk}" if chunk else "", exc_info=error)
         lost = isinstance(error, GroupError)  # a peer's failure, or a silence: whoever caused it tells
+        fewer = self._fewer_slots(error)
+        level = logging.INFO if fewer else logging.ERROR
+        logger.log(level, "%s fails%s", self.order.describe(), f" on chunk {chunk}" if chunk else "", exc_info=error)
         self._state = "failed"
         message: dict[str, Any] = {
             "group": self.order.group,
@@ -185,14 +191,23 @@ class GroupMember:
             "host": socket.gethostname(),
             "failed": describe(error),
             "own": not lost,
+            "fewer": fewer,
             "chunk": chunk,
             "setup": self._renderer is None or (self.order.rank == 0 and not self._session.done()),
         }
         if isinstance(error, LandmarkError):
             message |= {"kind": type(error).__name__, "message": error.message, "remedy": error.remedy or ""}
         self._tell(message)
-        end_process(AFTER_GROUP_EXIT if lost else CRASH_EXIT, "its group cannot go on", after=_TOLD_SECONDS)
+        end_process(AFTER_GROUP_EXIT if lost or fewer else CRASH_EXIT, "its group cannot go on", after=_TOLD_SECONDS)
         threading.Event().wait()  # nothing of the group may go on meanwhile
+
+    def _fewer_slots(self, error: BaseException) -> str:
+        """Out of GPU memory: note for the groups to come that they take fewer slots. Returns that in words, '' for any other error."""
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            return ""
+        return self._limit.halve((self._renderer.slots if self._renderer is not None else 0) or self._limit.taken)
 
     def close(self) -> None:
         """The group's orderly end, by its leader; the others follow. One that is still forming ends once it has formed. Safe to call

@@ -36,13 +36,16 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The chunk's outcome is lost; with worker_gone, its worker and all it had in hand are. own: the chunk's work ended the worker."""
+    """The chunk's outcome is lost; with worker_gone, its worker and all it had in hand are. own: the chunk's work ended the worker.
+    excused: nobody is to blame, as often as it happens.
+    """
 
     number: int
     attempt: int
     reason: str
     worker_gone: bool = True
     own: bool = False
+    excused: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ class DaskPool:
             cause = self._crew.cause(key)
             if cause is not None:
                 self._unexplained.remove((number, attempt, key))
-                return Lost(number, attempt, cause.text, own=cause.own)
+                return Lost(number, attempt, cause.text, own=cause.own, excused=cause.excused)
         return None
 
     def hold(self) -> None:

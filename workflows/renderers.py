@@ -9,7 +9,7 @@ import ctypes
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,11 +32,8 @@ if TYPE_CHECKING:
     from landmark_batch.model.renderer import Renderer
     from landmark_batch.model.runtime import KernelSource
     from landmark_batch.model.settings import RenderSettings
-    from landmark_batch.parallel.group import RenderGroup
-    from landmark_batch.parallel.renderer import GroupRenderer
     from landmark_batch.scene.shard import ChannelShard
     from landmark_batch.scene.weights import SceneConfig, SceneWeights
-    from landmark_batch.workflows.snapshot import JobSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -181,71 +178,6 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim, 2**30) and mallopt(mmap, 2**25))
 
 
-def open_group_renderer(
-    snapshot: JobSnapshot,
-    device: str,
-    group: RenderGroup,
-    *,
-    outputs: Sequence[OutputSpec],
-    kernels: KernelSource | None = None,
-    route: Callable[[], Route] | None = None,
-) -> GroupRenderer:
-    """This rank's renderer: it reads its share of the channels only. device: 'cuda' or 'cpu'. outputs: of the store, which ranks round
-    their pixels to. route: as for `open_renderer`, whose errors it raises.
-    """
-    import torch
-
-    from landmark_batch.parallel.renderer import GroupRenderer
-    from landmark_batch.scene.shard import ChannelShard
-
-    job, shape, threads = snapshot.render_job(), group.membership.shape, snapshot.threads
-    if snapshot.renderer.get("kind") != "scene":
-        raise ConfigError(f"renderer {snapshot.renderer.get('kind')!r}: groups render scenes")
-    job = job.model_copy(update={"model": job.model.model_copy(update={"runtime": snapshot.renderer["runtime"]})})
-    shard = ChannelShard(group.membership.rank % shape.tensor, shape.tensor) if shape.tensor > 1 else None
-    choice = _agreed_choice(snapshot.renderer, job, device, group)
-    memory = choice.batch if choice is not None and device == "cuda" else None
-    shared = None
-    if choice is not None:
-        choice, shared = _shared_reads(choice, snapshot.renderer["blocks"]["size"]["block"], group)
-    if choice is not None and choice.mode == "dynamic":
-        fetcher = open_fetcher(job, choice, device, threads, kernels, route() if route is not None else None, shard, shared)
-        where = fetcher.base, fetcher.settings, torch.device(device)
-        return GroupRenderer(group, *where, threads=threads, outputs=outputs, fetcher=fetcher, memory=memory)
-    weights, settings = _load(job, device, threads, kernels, shard)
-    return GroupRenderer(group, weights, settings, torch.device(device), threads=threads, outputs=outputs, memory=memory)
-
-
-def _agreed_choice(spec: Mapping[str, Any], job: RenderJob, device: str, group: RenderGroup) -> FetchChoice | None:
-    """`fetch_choice`, the same on all tensor ranks of a data row: with the slots of the one that has the fewest."""
-    import torch
-
-    choice, size = fetch_choice(spec, job, device), group.tensor.size
-    if choice is None or size == 1 or spec["blocks"]["choice"] is not None:
-        return choice
-    own = choice.slots if choice.mode == "dynamic" else spec["blocks"]["size"]["blocks"] + 1  # more than any number of slots
-    told = torch.full((size,), own, dtype=torch.int64, device=group.tensor.device)
-    fewest = int(group.tensor.exchange(told, [1] * size, [1] * size).wait().min())
-    if fewest == own:
-        return choice
-    section = job.fetching.model_copy(update={"mode": "dynamic", "gpu_blocks": fewest})
-    return fetch_choice(spec, job.model_copy(update={"fetching": section}), device)
-
-
-def _shared_reads(choice: FetchChoice, block_bytes: int, group: RenderGroup) -> tuple[FetchChoice, SharedReads | None]:
-    """What the ranks of this host share of the blocks they read, and what this one has left. Every rank of a group asks."""
-    from landmark_batch.fetching.shared_reads import SharedReads
-    from landmark_batch.fetching.transit import Offer, make_offer
-
-    dynamic = choice.mode == "dynamic"
-    root, offer = make_offer(choice.host_bytes if dynamic else 0, block_bytes, group.membership.shape.size)
-    offers = [Offer(*numbers) for numbers in group.tell(offer)]
-    shared = SharedReads.join(root, offers, group.rank)
-    if shared is None:
-        return choice, None
-    return replace(choice, host_bytes=choice.host_bytes - max(0, shared.own_bytes - choice.host_spare)), shared
-
-
 def _open_scene(
     job: RenderJob, spec: Mapping[str, Any], device: str, threads: int, kernels: KernelSource | None, route: Callable[[], Route] | None
 ) -> tuple[FrameRenderer, str]:
@@ -264,7 +196,7 @@ def _open_scene(
         fetcher = open_fetcher(job, choice, device, threads, kernels, route() if route is not None else None)
         memory = choice.batch if device == "cuda" else None
         return FetchingRenderer(fetcher, launches=launches, memory=memory), device
-    weights, settings = _load(job, device, threads, kernels, None)
+    weights, settings = load_whole(job, device, threads, kernels, None)
     if settings.runtime == "fused" and device == "cuda":
         memory = choice.batch if choice is not None else None
         return FusedResidentRenderer(FusedRenderer(weights, settings, torch.device(device), launches, memory=memory)), device
@@ -324,9 +256,10 @@ def route_of(folder: StorePath) -> Route:
     return Route(FlightBlocks.load(folder / SEEN_FILE), folder / ROUTE_FILE)
 
 
-def _load(
+def load_whole(
     job: RenderJob, device: str, threads: int, kernels: KernelSource | None, shard: ChannelShard | None
 ) -> tuple[SceneWeights, RenderSettings]:
+    """All blocks of a scene, this worker's channels of them. Raises as `load_scene` and `load_runtime`."""
     import torch
 
     from landmark_batch.model.field import STORAGE

@@ -165,6 +165,11 @@ class GroupRenderer:
             )
         return order
 
+    @property
+    def slots(self) -> int:
+        """Blocks that this rank has room for; 0 of a scene that it holds whole, or where there was no memory for one any more."""
+        return self._part.fetcher.capacity if self._part.fetcher is not None else 0
+
     def close(self) -> None:
         """End the renderer's threads; on the leader, have the other ranks return from `serve`. The group stays."""
         if self._closed:

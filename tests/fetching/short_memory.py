@@ -52,6 +52,20 @@ def room_for(slots: int) -> Iterator[list[int]]:
         yield kept
 
 
+@contextmanager
+def room_for_tables(slots: int) -> Iterator[None]:
+    """Tables of more slots cannot even be made."""
+    allocate = SlotTables.allocate
+
+    def short(self: SlotTables, count: int) -> None:
+        if count > slots:
+            raise torch.OutOfMemoryError(f"tables of {count} slots")
+        allocate(self, count)
+
+    with mock.patch.object(SlotTables, "allocate", short):
+        yield
+
+
 def fill_memory(device: torch.device) -> list[torch.Tensor]:
     """Take all that is left of what this process has of a GPU, and let it have no more from here on: what it gives back alone, it gets
     again. Returns what was taken.

@@ -32,7 +32,7 @@ from landmark_batch.parallel.renderer import GroupRenderer
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.shard import ChannelShard
 from landmark_batch.scene.store import BlockStore
-from landmark_batch.workflows.renderers import _shared_reads
+from landmark_batch.workflows.group_renderer import shared_reads
 from tests.fetching.flights import HEIGHT, LENS, POSES, WIDTH, make_settings, route_of
 from tests.fetching.short_memory import Told, room_for
 from tests.parallel.tasks import _kept
@@ -148,7 +148,7 @@ def _group_renderer(rank: int, case: Flown) -> GroupRenderer:
     if not case.slots:
         return GroupRenderer(group, load_scene(case.store, shard=shard), settings, device, threads=case.threads)
     block = store.block_bytes(settings.precision)
-    choice, shared = _shared_reads(FetchChoice("dynamic", "test", case.slots, case.host * block), block, group)
+    choice, shared = shared_reads(FetchChoice("dynamic", "test", case.slots, case.host * block), block, group)
     fetcher = Fetcher(store, settings, device, choice, _route(rank, case, store, settings), shard=shard, shared=shared)
     return GroupRenderer(group, fetcher.base, settings, device, threads=case.threads, fetcher=fetcher)
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,25 @@ class Allowance(WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Worker) -> None:
         self._restore()
+
+
+class ShortMemory(WorkerPlugin):  # type: ignore[misc]
+    """Workers, or one of that name, are out of GPU memory with more than so many slots. way: 'render' or 'tables', where it shows."""
+
+    name = "short-memory"
+
+    def __init__(self, slots: int, way: str, only: str = "") -> None:
+        self.slots, self.way, self.only = slots, way, only
+
+    def setup(self, worker: Worker) -> None:
+        from tests.fetching.short_memory import room_for, room_for_tables
+
+        self._stack = ExitStack()
+        if self.only in ("", str(worker.name)):
+            self._stack.enter_context({"render": room_for, "tables": room_for_tables}[self.way](self.slots))
+
+    def teardown(self, worker: Worker) -> None:
+        self._stack.close()
 
 
 @contextmanager

@@ -212,6 +212,19 @@ def test_a_chunk_that_ends_its_workers_is_set_aside(chunks: list[FrameChunk], ow
     assert finals == [False] * (tries - 1) + [True]
 
 
+def test_a_group_that_takes_fewer_slots_is_held_against_nobody(chunks: list[FrameChunk]) -> None:
+    """However often, and though it had more chunks in hand; people read one line each time."""
+    pool = FakePool(chunks, ["a", "b"])
+    times = KILLS + 1
+    pool.script = lambda number, attempt, _: (
+        Lost(number, attempt, "fewer slots", own=True, excused=True) if number == 4 and attempt < times else pool.finished(number, attempt)
+    )
+    result, events = drive(pool)
+    assert (result.rendered, result.failed, pool.excluded) == (40, {}, [])
+    failed = [event for event in events if isinstance(event, ChunkFailed)]
+    assert [(event.chunk, event.error, event.final) for event in failed] == [(chunks[4].id, "fewer slots", False)] * times
+
+
 def test_a_worker_on_which_three_chunks_fail_gets_no_more(chunks: list[FrameChunk]) -> None:
     pool = FakePool(chunks, ["a", "b"])
     pool.present |= {"a": "w0", "b": "w1"}

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from landmark_batch.commands.render import _fetched
 from landmark_batch.events import ChunkDone, Event
-from landmark_batch.fetching.choice import FetchChoice, SceneSize
+from landmark_batch.fetching.choice import FetchChoice, SceneSize, choose_fetching
 from landmark_batch.scene.store import BlockStore
 from landmark_batch.workflows import machine
 from landmark_batch.workflows.fetch_plan import fetch_report
+from landmark_batch.workflows.group_renderer import agreed_choice, shared_reads
 from landmark_batch.workflows.plan import make_plan
 from landmark_batch.workflows.render import run_render
-from landmark_batch.workflows.renderers import _agreed_choice, _shared_reads
+from landmark_batch.workflows.slot_limit import SlotLimit
 from tests.workflows.block_jobs import HIGH, SLOTS, block_job, write_flight, write_town
 from tests.workflows.conftest import executions, pixels
 
@@ -87,33 +88,47 @@ class Told:
 
 
 @pytest.mark.parametrize(
-    ("memory", "others", "mode", "slots"),
-    [(100 * MIB, 3, "dynamic", 3), (5 * MIB, 7, "dynamic", 4), (100 * MIB, 7, "resident", 6), (5 * MIB, 2, "dynamic", 2)],
+    ("memory", "others", "limit", "mode", "slots"),
+    [
+        (100 * MIB, 3, 0, "dynamic", 3),
+        (5 * MIB, 7, 0, "dynamic", 4),
+        (100 * MIB, 7, 0, "resident", 6),
+        (5 * MIB, 2, 0, "dynamic", 2),
+        (100 * MIB, 7, 3, "dynamic", 3),
+        (5 * MIB, 7, 2, "dynamic", 2),
+        (5 * MIB, 1, 2, "dynamic", 1),
+        (5 * MIB, 7, 5, "dynamic", 4),
+    ],
 )
+@pytest.mark.parametrize("chosen", [False, True], ids=["by each rank", "by the client"])
 def test_tensor_ranks_hold_as_many_blocks_as_the_smallest_of_them(
-    memory: int, others: int, mode: str, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: int, others: int, limit: int, mode: str, slots: int, chosen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ranks that each look at their own memory; 7 is said by one that holds all six blocks."""
+    """Ranks that each look at their own memory; 7 is said by one that holds all six blocks. limit: of this host."""
     monkeypatch.setattr(machine, "own_memory", lambda device: (memory, 64 * MIB))
     job = block_job(tmp_path / "town.zarr", tmp_path / "flight.json", tmp_path / "frames.zarr")
-    spec = {"blocks": {"size": vars(SceneSize(blocks=6, block=MIB, rest=0, batch=0)), "choice": None}}
+    size = SceneSize(blocks=6, block=MIB, rest=0, batch=0)
+    choice = choose_fetching(job.fetching, size, device="cpu", memory=memory, host=64 * MIB)
+    spec = {"blocks": {"size": vars(size), "choice": vars(choice) if chosen else None}}
+    if limit:
+        SlotLimit(tmp_path).halve(2 * limit)
 
     def exchange(told: Tensor, sent: list[int], received: list[int]) -> Told:
         assert sent == received == [1, 1]
         return Told(torch.tensor([int(told[0]), others]))
 
     group: Any = SimpleNamespace(tensor=SimpleNamespace(size=2, device=torch.device("cpu"), exchange=exchange))
-    choice = _agreed_choice(spec, job, "cpu", group)
-    assert choice is not None
-    assert (choice.mode, choice.slots) == (mode, slots)
-    assert mode == "resident" or choice.host_bytes >= MIB
+    found = agreed_choice(spec, job, "cpu", group, SlotLimit(tmp_path))
+    assert found is not None
+    assert (found.mode, found.slots) == (mode, slots)
+    assert mode == "resident" or found.host_bytes >= MIB
 
 
 @pytest.mark.parametrize(("host", "spare", "left"), [(400, 0, 300), (400, 60, 360), (400, 5000, 400), (50, 5000, 50)])
 def test_what_ranks_share_is_taken_from_memory_that_is_spare(host: int, spare: int, left: int) -> None:
     """In MiB; a block has 20 and a quarter is shared, from four blocks on."""
     group: Any = SimpleNamespace(rank=0, membership=SimpleNamespace(shape=SimpleNamespace(size=2)), tell=lambda offer: [offer, offer])
-    choice, shared = _shared_reads(FetchChoice("dynamic", "test", 4, host * MIB, host_spare=spare * MIB), 20 * MIB, group)
+    choice, shared = shared_reads(FetchChoice("dynamic", "test", 4, host * MIB, host_spare=spare * MIB), 20 * MIB, group)
     assert choice.host_bytes == left * MIB
     assert (shared is None) == (host < 80)
     if shared is not None:
