@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from landmark_batch.frames.store import FrameStore
 
 _RECENT = 600.0  # seconds before the last commit that make its speed
+_CHUNKS = 4  # or as long as so many chunks take
 _LISTED = 20  # ranges shown before the rest is counted
 
 
@@ -98,15 +99,25 @@ def _worker(record: FrameRecord) -> str:
 
 
 def recent_speed(finished: Mapping[int, FrameRecord]) -> float | None:
-    """Frames a second over the ten minutes before the last commit; None before there are two commits."""
-    ends = sorted({record.at for record in finished.values()})
-    if len(ends) < 2:
+    """Frames a second over the ten minutes before the last commit, or over a few chunks where these take longer; None without a frame.
+
+    A chunk counts from the start of its rendering, so that several workers that commit at the same instant are no burst.
+    """
+    chunks: dict[tuple[str, str, float], list[float]] = {}
+    for record in finished.values():
+        chunks.setdefault((record.host, record.worker, record.at), []).append(record.seconds)
+    spans = [(at - sum(seconds), at, len(seconds)) for (_, _, at), seconds in chunks.items()]
+    if not spans:
         return None
-    begin = next(at for at in ends if at >= ends[-1] - _RECENT)
-    if begin == ends[-1]:
-        begin = ends[-2]
-    count = sum(record.at > begin for record in finished.values())
-    return count / (ends[-1] - begin)
+    last = max(at for _, at, _ in spans)
+    longest = max(at - start for start, at, _ in spans if at >= last - _RECENT)
+    first = last - max(_RECENT, _CHUNKS * longest)
+    recent = [(start, at, count) for start, at, count in spans if at > first]
+    begin = max(first, min(start for start, _, _ in recent))
+    if begin >= last:
+        return None
+    done = sum(count * min(1.0, (at - begin) / (at - start)) if at > start else count for start, at, count in recent)
+    return done / (last - begin)
 
 
 def _remembered_damage(store: FrameStore) -> list[int]:

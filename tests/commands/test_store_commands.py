@@ -66,18 +66,29 @@ def test_status_names_frames_of_other_settings(store: Path, run: Run) -> None:
     assert f"mixed        2-{FRAMES - 1} differ: sampling.samples 8 → 16" in run("status", "park.zarr").out
 
 
-def record(frame: int, at: float) -> FrameRecord:
-    return FrameRecord(frame, "f", {"rgb": "d"}, {"rgb": 1}, 1.0, 0, "w0", at, "here", 1, 0, 1, "s")
+def record(frame: int, at: float, *, seconds: float = 0.5, worker: str = "w0") -> FrameRecord:
+    return FrameRecord(frame, "f", {"rgb": "d"}, {"rgb": 1}, seconds, 0, worker, at, "here", 1, 0, 1, "s")
 
 
 def test_the_speed_is_that_of_the_last_ten_minutes() -> None:
     assert recent_speed({}) is None
-    assert recent_speed({0: record(0, 5.0)}) is None
+    assert recent_speed({0: record(0, 5.0, seconds=0.0)}) is None
+    assert recent_speed({0: record(0, 5.0)}) == pytest.approx(2.0)
     chunks = {frame: record(frame, 100.0 + 4.0 * (frame // 8)) for frame in range(80)}
     assert recent_speed(chunks) == pytest.approx(2.0)
-    resumed = {**chunks, 80: record(80, 90_000.0), 81: record(81, 90_010.0)}
+    resumed = {**chunks, 80: record(80, 90_000.0, seconds=10.0), 81: record(81, 90_010.0, seconds=10.0)}
     assert recent_speed(resumed) == pytest.approx(0.1)
-    assert recent_speed({**chunks, 80: record(80, 90_000.0)}) == pytest.approx(1 / (90_000 - 136))
+    assert recent_speed({**chunks, 80: record(80, 90_000.0, seconds=4.0)}) == pytest.approx(0.25)
+
+
+def test_workers_that_commit_together_are_no_burst() -> None:
+    first = {frame: record(frame, 100.0 + 1e-3 * (frame // 8), seconds=1.25, worker=f"w{frame // 8}") for frame in range(16)}
+    assert recent_speed(first) == pytest.approx(1.6, rel=1e-3)  # two chunks of 8 frames in 10 s, not 8 frames in 1 ms
+
+
+def test_the_speed_of_chunks_that_take_hours() -> None:
+    hours = {8 * n + k: record(8 * n + k, 7200.0 * (n + 1), seconds=900.0) for n in range(6) for k in range(8)}
+    assert recent_speed(hours) == pytest.approx(8 / 7200)
 
 
 def test_verify_finds_and_discards_damage(store: Path, run: Run) -> None:
