@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,29 @@ from landmark_batch.errors import StoreError
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _OURS = "landmark_batch"
 _NOISY = ("distributed", "tornado", "bokeh", "asyncio", "dask")
+
+
+class LogFile(logging.FileHandler):
+    """A log file that stands aside where its disk is full or gone: one warning to whoever else listens, and what it cannot hold is lost.
+
+    logging's own way is a traceback on the terminal for each line, in which the one message that matters drowns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            logging.getLogger(_OURS).warning("%s: lines of the log are lost: %s", self.baseFilename, error.strerror or error)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def events_logger(run: str) -> logging.Logger:
@@ -32,7 +56,7 @@ def job_log(path: Path, run: str) -> Iterator[logging.Handler]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = LogFile(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot write the log: {error.strerror or error}", remedy="check the permissions of its folder") from None
     handler.setFormatter(logging.Formatter(_FORMAT))
