@@ -2,12 +2,14 @@
 
 A plan gives a time only from here; nothing is guessed. A megasample is a million of rays × samples a ray as the job sets
 them (what the mask spares is part of the measured rate, so rates of the scene itself are preferred to those of another).
+A frame has costs of its own beside its samples, so the rate of thumbnails says nothing of full frames: only frames alike count.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -21,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 _KEPT = 200  # rates, the oldest go first
 _KEPT_PROBES = 50
-_RATE = frozenset({"key", "scene", "seconds_per_megasample", "at"})
+_ALIKE = 16.0  # times as many samples a frame, or as few, for which a rate holds
+_SAME = 2.0  # or for which a newer rate takes its place
+_RATE = frozenset({"key", "scene", "seconds_per_megasample", "megasamples", "at"})
 _PROBE = frozenset({"key", "probe", "at"})
 
 
@@ -56,22 +60,40 @@ def speed_file() -> Path:
     return platformdirs.user_cache_path("landmark-batch") / "speed.json"
 
 
-def recall_speed(key: SpeedKey, scene: str, *, file: Path | None = None) -> Speed | None:
-    """The last rate measured for `key`, of this scene (its digest) if there is one, else of another, else None."""
-    entries = [entry for entry in _read(file or speed_file(), _RATE) if entry["key"] == str(key)]
-    for same_scene, chosen in ((True, [e for e in entries if e["scene"] == scene]), (False, entries)):
+def recall_speed(key: SpeedKey, scene: str, megasamples: float, *, file: Path | None = None) -> Speed | None:
+    """The rate measured for `key` of frames that are most like those of a plan; of this scene (its digest) if there is one, else of another.
+
+    megasamples: of one frame of the plan. None where only frames of quite another size were rendered.
+    """
+    alike = [
+        entry for entry in _read(file or speed_file(), _RATE) if entry["key"] == str(key) and _apart(entry, megasamples) <= math.log(_ALIKE)
+    ]
+    for same_scene, chosen in ((True, [e for e in alike if e["scene"] == scene]), (False, alike)):
         if chosen:
-            newest = max(chosen, key=lambda entry: float(entry["at"]))
-            return Speed(float(newest["seconds_per_megasample"]), same_scene)
+            nearest = min(chosen, key=lambda entry: (_apart(entry, megasamples), -float(entry["at"])))
+            return Speed(float(nearest["seconds_per_megasample"]), same_scene)
     return None
 
 
-def record_speed(key: SpeedKey, scene: str, seconds_per_megasample: float, *, file: Path | None = None) -> None:
-    """Keep a rate. A cache that cannot be written is no error: the next plan then says 'unknown'."""
+def record_speed(key: SpeedKey, scene: str, seconds_per_megasample: float, megasamples: float, *, file: Path | None = None) -> None:
+    """Keep a rate, in place of older ones of about the same frames. megasamples: of one frame.
+
+    A cache that cannot be written is no error: the next plan then says 'unknown'.
+    """
     file = file or speed_file()
-    entries = [entry for entry in _read(file, _RATE) if (entry["key"], entry["scene"]) != (str(key), scene)]
-    entries.append({"key": str(key), "scene": scene, "seconds_per_megasample": seconds_per_megasample, "at": time.time()})
+
+    def replaced(entry: Mapping[str, Any]) -> bool:
+        return (entry["key"], entry["scene"]) == (str(key), scene) and _apart(entry, megasamples) <= math.log(_SAME)
+
+    entries = [entry for entry in _read(file, _RATE) if not replaced(entry)]
+    rate = {"seconds_per_megasample": seconds_per_megasample, "megasamples": megasamples}
+    entries.append({"key": str(key), "scene": scene, **rate, "at": time.time()})
     _write(file, entries, _KEPT)
+
+
+def _apart(entry: Mapping[str, Any], megasamples: float) -> float:
+    """How far a rate's frames are from others: the logarithm of how many times larger or smaller they are."""
+    return abs(math.log(float(entry["megasamples"]) / megasamples))
 
 
 def probe_file() -> Path:

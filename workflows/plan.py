@@ -181,7 +181,7 @@ def worker_memory(request: RenderRequest, chunks: Iterable[FrameChunk]) -> int:
 def _speed(request: RenderRequest, placement: Placement | None, machine: Machine) -> Speed | None:
     if placement is None or not request.scene:
         return None
-    return recall_speed(speed_key(request, placement, machine), request.scene)
+    return recall_speed(speed_key(request, placement, machine), request.scene, request.pixels * request.samples / 1e6)
 
 
 def speed_key(request: RenderRequest, placement: Placement, machine: Machine) -> SpeedKey:

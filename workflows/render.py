@@ -325,8 +325,9 @@ class _Call:
         placement, request = self.plan.placement, self.plan.request
         if placement is None or not request.scene or not result.rendered or result.worker_seconds <= 0:
             return
-        samples = result.rendered * request.pixels * request.samples / 1e6
-        record_speed(speed_key(request, placement, self.machine), request.scene, result.worker_seconds / samples)
+        frame = request.pixels * request.samples / 1e6
+        rate = result.worker_seconds / (result.rendered * frame)
+        record_speed(speed_key(request, placement, self.machine), request.scene, rate, frame)
 
 
 class _NoStation:

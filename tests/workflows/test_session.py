@@ -226,24 +226,39 @@ def test_renderers_by_name() -> None:
 def test_speeds_are_kept_by_machine_and_scene(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "speed.json"
     key = SpeedKey("here", "a CPU", 2, "torch", "fp32", "hull")
-    assert recall_speed(key, "scene", file=file) is None
-    record_speed(key, "other", 2.0, file=file)
-    speed = recall_speed(key, "scene", file=file)
+    assert recall_speed(key, "scene", 1.0, file=file) is None
+    record_speed(key, "other", 2.0, 1.0, file=file)
+    speed = recall_speed(key, "scene", 1.0, file=file)
     assert speed is not None
     assert not speed.same_scene
-    record_speed(key, "scene", 1.0, file=file)
-    record_speed(key, "scene", 1.5, file=file)
-    speed = recall_speed(key, "scene", file=file)
+    record_speed(key, "scene", 1.0, 1.0, file=file)
+    record_speed(key, "scene", 1.5, 1.0, file=file)
+    speed = recall_speed(key, "scene", 1.0, file=file)
     assert speed is not None
     assert (speed.seconds_per_megasample, speed.same_scene) == (1.5, True)
     assert speed.seconds(frames=10, pixels=1000, samples=100, workers=2) == pytest.approx(0.75)
-    assert recall_speed(SpeedKey("there", "a CPU", 2, "torch", "fp32", "hull"), "scene", file=file) is None
+    assert recall_speed(SpeedKey("there", "a CPU", 2, "torch", "fp32", "hull"), "scene", 1.0, file=file) is None
     file.write_text("{broken")
-    assert recall_speed(key, "scene", file=file) is None
-    record_speed(key, "scene", 1.0, file=file)
-    assert recall_speed(key, "scene", file=file) is not None
+    assert recall_speed(key, "scene", 1.0, file=file) is None
+    record_speed(key, "scene", 1.0, 1.0, file=file)
+    assert recall_speed(key, "scene", 1.0, file=file) is not None
     (tmp_path / "plain").write_text("")
-    record_speed(key, "scene", 1.0, file=tmp_path / "plain" / "speed.json")  # cannot be written: no error
+    record_speed(key, "scene", 1.0, 1.0, file=tmp_path / "plain" / "speed.json")  # cannot be written: no error
+
+
+def test_the_speed_of_thumbnails_is_not_that_of_full_frames(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    key = SpeedKey("here", "a CPU", 2, "torch", "fp32", "hull")
+    record_speed(key, "scene", 0.04, 150.0, file=file)
+    record_speed(key, "scene", 1.3, 0.02, file=file)  # the newer one, and nearly nothing but what each frame costs beside its samples
+    full, small = recall_speed(key, "scene", 100.0, file=file), recall_speed(key, "scene", 0.05, file=file)
+    assert full is not None and small is not None
+    assert (full.seconds_per_megasample, small.seconds_per_megasample) == (0.04, 1.3)
+    assert recall_speed(key, "scene", 2.0, file=file) is None
+    record_speed(key, "other", 0.2, 2.5, file=file)
+    other = recall_speed(key, "scene", 2.0, file=file)
+    assert other is not None
+    assert (other.seconds_per_megasample, other.same_scene) == (0.2, False)
 
 
 def test_builds_are_noted_once_and_compared(opened: tuple[RenderSession, FrameStore, Path]) -> None:
