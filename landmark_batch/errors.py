@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class LandmarkError(Exception):
     """Base of every error a user can mend. Exit code 2 (bad input) unless a subclass says otherwise.
@@ -87,3 +90,13 @@ class RenderInterrupted(LandmarkError):
     """The user stopped the job; the message says how to go on."""
 
     exit_code = 130
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError, kind: type[LandmarkError] = ConfigError) -> LandmarkError:
+    """What an OSError means to someone who had the file `path` written. kind: of the error, unless the disk is full."""
+    what = f"{os.fspath(path)}: cannot write it: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(what, remedy="make space, or name a file on another disk")
+    if error.errno == errno.EFBIG:
+        return DiskFullError(what, remedy="raise the limit (`ulimit -f`)")
+    return kind(what, remedy="name a file in a folder you may write to")

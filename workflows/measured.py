@@ -61,7 +61,7 @@ def speed_file() -> Path:
 
 
 def recall_speed(key: SpeedKey, scene: str, megasamples: float, *, file: Path | None = None) -> Speed | None:
-    """The rate measured for `key` of frames that are most like those of a plan; of this scene (its digest) if there is one, else of another.
+    """The rate measured for `key` of frames most like those of a plan; of this scene (its digest) if there is one, else of another.
 
     megasamples: of one frame of the plan. None where only frames of quite another size were rendered.
     """

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from landmark_batch.errors import ConfigError
+from landmark_batch.errors import cannot_write
 
 
 class SavedReport:
@@ -18,11 +18,9 @@ class SavedReport:
         """All of it in JSON's types."""
 
     def save(self, path: Path) -> Path:
-        """Write the report as JSON. Returns the path. Raises ConfigError where it cannot be written."""
+        """Write the report as JSON. Returns the path. Raises ConfigError where it cannot be written, DiskFullError without space."""
         try:
             path.write_text(json.dumps(self.as_dict(), indent=2), encoding="utf-8")
         except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot write it: {error.strerror or error}", remedy="name a file in a folder you may write to"
-            ) from None
+            raise cannot_write(path, error) from None
         return path

@@ -12,7 +12,7 @@ import numpy as np
 from landmark_batch.cameras.flight import Flight
 from landmark_batch.cameras.formats import DEFAULT_FPS
 from landmark_batch.cameras.lenses import frame_times
-from landmark_batch.errors import CameraError
+from landmark_batch.errors import CameraError, cannot_write
 
 
 def write_transforms(flight: Flight, path: Path) -> Path:
@@ -20,7 +20,7 @@ def write_transforms(flight: Flight, path: Path) -> Path:
 
     A lens that all frames share stands at the top, else in each frame. fps is kept; times are written where they are not index / fps,
     so that a frame can be inserted by hand.
-    Raises CameraError where the file cannot be written.
+    Raises CameraError where the file cannot be written, DiskFullError where there is no space.
     """
     path = Path(path)
     text = _text(flight)
@@ -33,9 +33,7 @@ def write_transforms(flight: Flight, path: Path) -> Path:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise CameraError(
-            f"{path}: cannot write it: {error.strerror or error}", remedy="name a file in a folder you may write to"
-        ) from None
+        raise cannot_write(path, error, CameraError) from None
     return path
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from landmark_batch.errors import ConfigError
-from landmark_batch.object_path import ObjectPath, StorePath
+from landmark_batch.errors import ConfigError, cannot_write
+from landmark_batch.object_path import ObjectPath, StorePath, whole_file
 from landmark_batch.scene.location import SceneLocation, as_location
 
 _SHOWN = 20  # damaged things, of many
@@ -118,6 +118,21 @@ def say_written(items: Iterable[StorePath | tuple[StorePath, str]]) -> None:
     if rows:
         click.echo("wrote")
         say_table(rows, indent="  ")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all; what is no plain file (a pipe, /dev/stdout) is written as it is.
+
+    Raises ConfigError where it cannot be written, DiskFullError where there is no space.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        with whole_file(path.resolve()) as file:  # a link stays one
+            file.write(text.encode())
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def refuse_existing(path: Path, force: bool) -> None:

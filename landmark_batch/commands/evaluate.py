@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from landmark_batch.chunks import format_frame_ranges
-from landmark_batch.commands.common import count_of, json_option, path_type, say_json, say_table, say_written
+from landmark_batch.commands.common import count_of, json_option, path_type, say_json, say_table, say_written, write_text
 from landmark_batch.commands.progress import counted
 from landmark_batch.object_path import StorePath, as_store_path
 
@@ -36,16 +36,12 @@ def command(
     """PSNR and SSIM of the frames of STORE against photographs, per frame and mean."""
     import json
 
-    from landmark_batch.errors import ConfigError
     from landmark_batch.workflows.evaluate import evaluate
 
     with counted("evaluate", quiet=as_json) as progress:
         found = evaluate(store, dataset, frames=frames, lpips=lpips, matte=matte, workers=workers, progress=progress)
     if output is not None:
-        try:
-            output.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{output}: cannot write it: {error.strerror}", remedy="name a file in a folder you may write to") from None
+        write_text(output, json.dumps(found.as_dict(), indent=2) + "\n")
     if as_json:
         say_json(found.as_dict())
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from landmark_batch.commands.common import command_line, count_of, path_type, refuse_existing, say_written, shown_path
+from landmark_batch.commands.common import command_line, count_of, path_type, refuse_existing, say_written, shown_path, write_text
 from landmark_batch.commands.info import parse_division
 from landmark_batch.commands.job_source import checkpoint_values
 from landmark_batch.errors import ConfigError
@@ -52,10 +52,7 @@ def command(
     name = path.name.removesuffix(".toml")
     remarks["cameras.file"] = f"{count_of(len(flight), 'frame')} of {flight.width}x{flight.height}"
     text = job_text(values, name=name, title=f"A flight over {place_name(checkpoint)}", file=path.name, remarks=remarks)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write it: {error.strerror}", remedy="name a file in a folder you may write to") from None
+    write_text(path, text)
     load_job(path)
     for warning in warnings:
         click.echo(f"landmark-batch: warning: {warning}", err=True)

@@ -8,6 +8,8 @@ import os
 import pickle
 import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from landmark_batch.commands.common import write_text
 from landmark_batch.scene.export import save_landmark_checkpoint
 from landmark_batch.workflows import plan
 from tests.commands.conftest import FRAMES, Run
@@ -342,6 +345,47 @@ def test_new_without_cameras_or_over_a_file(park: Path, run: Run) -> None:
     refused(run, park.parent, "new", "park.th", message="--cameras FILE")
     refused(run, park.parent, "new", "park.th", "--cameras", "transforms.json", message="park.toml exists")
     refused(run, park.parent, "new", "park.th", "--cameras", "transforms.json", "-o", "none/a.toml", message="none/a.toml")
+
+
+_LIMITED = """
+import resource, sys
+from landmark_batch.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+main()
+"""
+
+
+@pytest.mark.usefixtures("park")
+def test_a_file_that_finds_no_room_leaves_what_was_there(tmp_path: Path) -> None:
+    job = tmp_path / "mine.toml"
+    job.write_text("mine\n")
+    before = listing(tmp_path)
+    words = ["new", "park.th", "--cameras", "transforms.json", "-o", "mine.toml", "--force"]
+    done = subprocess.run([sys.executable, "-c", _LIMITED, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "landmark-batch: mine.toml: cannot write it: File too large\n  raise the limit (`ulimit -f`)\n"
+    assert listing(tmp_path) == before
+
+
+def test_a_pipe_and_a_link_stay_what_they_are(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    write_text(Path(f"/proc/self/fd/{writing}"), "through a pipe")
+    assert os.read(reading, 100) == b"through a pipe"
+    os.close(reading)
+    os.close(writing)
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "through a link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "through a link"
+
+
+def test_a_full_disk_asks_for_space(park: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, *words: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    message = "orbit.json: cannot write it: No space left on device\n  make space"
+    refused(run, park.parent, "cameras", "orbit", "park.th", "-o", "orbit.json", message=message)
 
 
 def test_a_checkpoint_without_cameras(park: Path, run: Run) -> None:
