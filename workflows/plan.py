@@ -13,7 +13,7 @@ import numpy as np
 
 from landmark_batch.chunks import FrameChunk
 from landmark_batch.errors import ConfigError, DiskFullError, FramesDifferError, StoreError
-from landmark_batch.frames.definition import is_store
+from landmark_batch.frames.definition import is_store, what_else
 from landmark_batch.frames.fingerprint import flight_digest
 from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.resume import Comparison, ResumePlan
@@ -145,7 +145,7 @@ def _look(path: StorePath, request: RenderRequest) -> Comparison | None:
     if isinstance(path, ObjectPath):
         return None  # what else may be there is looked at when the store is made
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        what = "a foreign directory, not a frame store of landmark-batch" if path.is_dir() else "a file, not a frame store"
+        what = what_else(path) if path.is_dir() else "a file, not a frame store"
         raise StoreError(f"{path} is {what}; it was not touched", remedy="name another path with -o NEW.zarr")
     for parent in path.parents:
         if parent.exists():

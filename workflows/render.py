@@ -326,8 +326,7 @@ class _Call:
         if placement is None or not request.scene or not result.rendered or result.worker_seconds <= 0:
             return
         frame = request.pixels * request.samples / 1e6
-        rate = result.worker_seconds / (result.rendered * frame)
-        record_speed(speed_key(request, placement, self.machine), request.scene, rate, frame)
+        record_speed(speed_key(request, placement, self.machine), request.scene, result.worker_seconds / (result.rendered * frame), frame)
 
 
 class _NoStation:

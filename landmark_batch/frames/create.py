@@ -14,7 +14,7 @@ from landmark_batch.object_path import ObjectPath
 
 from . import durable
 from .conditions import require_conditions
-from .definition import StoreDefinition, is_store
+from .definition import StoreDefinition, is_store, what_else
 from .fence import Fence, write_fence
 from .fingerprint import FrameSettings
 from .layout import StoreLayout
@@ -107,7 +107,7 @@ def _refuse_existing(path: Path) -> None:
         raise durable.store_error(error, path) from error
     if path.is_dir():
         raise StoreError(
-            f"{path}: a foreign directory, not a frame store of landmark-batch; it was not touched",
+            f"{path}: {what_else(path)}; it was not touched",
             remedy="name another path with -o NEW.zarr",
         )
     if path.exists() or path.is_symlink():

@@ -18,6 +18,7 @@ from .spec import StoreInfo, StoreSpec
 FORMAT = "landmark-batch frame store"
 VERSION = 1
 ATTRIBUTE = "landmark_batch"
+_SCENE = "landmark_batch_scene"  # scene.store_layout.MARK, which is not imported: this room knows no scenes
 _STORES = "name the folder of frames that `landmark-batch render` wrote, NAME.zarr"
 
 
@@ -87,10 +88,23 @@ def is_store(root: StorePath) -> bool:
             return True
     elif (root / HIDDEN).is_dir():
         return True
+    return ATTRIBUTE in _attributes(root)
+
+
+def what_else(root: StorePath) -> str:
+    """What a folder is that is no frame store, for people."""
+    if _SCENE in _attributes(root):
+        return "a scene in blocks, not a frame store"
+    return "a foreign directory, not a frame store of landmark-batch"
+
+
+def _attributes(root: StorePath) -> Mapping[str, Any]:
+    """Of the Zarr group at `root`; empty where there is none."""
     try:
-        return ATTRIBUTE in json.loads((root / "zarr.json").read_bytes())["attributes"]
+        found = json.loads((root / "zarr.json").read_bytes())["attributes"]
     except (OSError, ValueError, LookupError, TypeError):
-        return False
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_definition(layout: StoreLayout) -> StoreDefinition:
@@ -104,7 +118,7 @@ def load_definition(layout: StoreLayout) -> StoreDefinition:
     if not root.is_dir():
         raise StoreError(f"{root} is a file, not a frame store", remedy=_STORES)
     if not is_store(root):
-        raise StoreError(f"{root}: a foreign directory, not a frame store of landmark-batch; it was not touched", remedy=_STORES)
+        raise StoreError(f"{root}: {what_else(root)}; it was not touched", remedy=_STORES)
     try:
         return _parse(read_sealed(layout.definition), root)
     except (OSError, DamagedError, LookupError, TypeError, ConfigError) as first:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from landmark_batch.errors import CheckpointError
+from landmark_batch.frames.definition import is_store
 from landmark_batch.scene.store_layout import is_store_folder
 
 SUB_NAME = re.compile(r"(?P<stem>.+)-sub(?P<block>\d+)\.th")
@@ -127,6 +128,8 @@ def _find_in_directory(directory: Path) -> SceneFiles:
     if not groups and len(singles) == 1:
         return find_scene_files(singles[0])
     if not groups and not singles:
+        if is_store(directory):
+            raise CheckpointError(f"{directory}: a store of frames, not of a scene", remedy="name the scene that it was rendered from")
         raise CheckpointError(
             f"{directory}: no checkpoint (*.th) in this directory", remedy="name a .th file, or the directory that holds them"
         )

@@ -409,6 +409,17 @@ def test_a_checkpoint_is_converted_by_the_line_that_is_told(park: Path, run: Run
     assert run("info", "my park.zarr").code == 0
 
 
+def test_a_scene_in_blocks_is_told_from_a_folder_that_is_not_ours(park: Path, run: Run) -> None:
+    assert run("convert", "park.th", "park.zarr").code == 0  # the name that park.toml gives to its frames
+    told = "a scene in blocks, not a frame store; it was not touched"
+    for words in (["status", "park.zarr"], ["render", "park.toml"], ["export", "video", "park.zarr"]):
+        refused(run, park.parent, *words, message=told)
+
+
+def test_a_store_of_frames_is_not_converted(store: Path, run: Run) -> None:
+    refused(run, store.parent, "convert", "park.zarr", "scene.zarr", message="park.zarr: a store of frames, not of a scene")
+
+
 def test_a_group_without_a_command_says_what_there_is(park: Path, run: Run) -> None:
     outcome = run("kernels")
     assert outcome.code == 2
