@@ -68,7 +68,7 @@ def job_from_landmark(
         where = f"neither --ckpt nor {config_path}" if config_path else "no --ckpt"
         raise ConfigError(f"{where} names a checkpoint", remedy="add --ckpt FILE.th")
     scene = values["scene"]["checkpoint"] = checkpoint if is_url(checkpoint) else Path(checkpoint)
-    values["name"] = Path(_text(settings, "expname") or "").name or scene_name(scene)
+    values["name"] = _name(Path(_text(settings, "expname") or "").name or scene_name(scene), scene)
 
     _set_model(settings, values, notes, runtime_given=runtime_given)
     _set_sampling(settings, values)
@@ -91,6 +91,12 @@ def job_from_landmark(
         timeline=environment_switch(environment, "PROFILE_TIMELINE"),
         notes=tuple(notes),
     )
+
+
+def _name(name: str, scene: Path | str) -> str:
+    """The job's name, such that the store of frames in the working directory is not the scene's own."""
+    taken = isinstance(scene, Path) and scene.absolute() == Path(f"{name}.zarr").absolute()
+    return f"{name}-frames" if taken else name
 
 
 def _set_model(settings: Mapping[str, Value], values: dict[str, Any], notes: list[str], *, runtime_given: bool) -> None:
@@ -119,6 +125,8 @@ def _set_model(settings: Mapping[str, Value], values: dict[str, Any], notes: lis
         values["scene"]["appearance"] = kind.appearance
     if kind.fused and not runtime_given:
         notes.append(f"{name} asks for fused kernels; --runtime torch renders the same picture without them")
+    elif not runtime_given:
+        notes.append(f"{name} asks for plain torch; --runtime auto renders the same picture with compiled kernels, many times faster")
     if kind.dynamic:
         notes.append(f"{name}: LandMark tests its mask with > 0 whatever the threshold; here alpha_mask_filter_thre holds")
 

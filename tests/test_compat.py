@@ -191,6 +191,17 @@ def test_model_types_expand_to_axes(name: str, config: Path, data: Path) -> None
     assert len(told) == 1
     assert ("--data-parallel N (world size / 4)" if "TensorParallel" in name else "--tensor-parallel 4") in told[0]
     assert any("--runtime torch" in note for note in found.notes) == (AXES[name][0] == "fused")
+    assert any("--runtime auto" in note for note in found.notes) == (AXES[name][0] == "torch")
+
+
+@pytest.mark.usefixtures("config")
+def test_frames_of_a_scene_in_blocks_do_not_get_its_name(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`convert city-merged-stack.th city.zarr`, with expname = city in the config: the frames are another store."""
+    monkeypatch.chdir(tmp_path)
+    Path("city.txt").write_text(CONFIG.replace("west_x5", "city"))
+    words = ["--config", "city.txt", "--dataroot", str(data), "--model_type", "MovingAreaTorch", "--ckpt"]
+    assert translate([*words, "city.zarr"])[0].store_path == tmp_path / "city-frames.zarr"
+    assert translate([*words, "elsewhere/city.zarr"])[0].store_path == tmp_path / "city.zarr"
 
 
 def test_all_eight_model_types_are_known() -> None:
