@@ -44,7 +44,7 @@ class PlaneFile:
         try:
             free = shutil.disk_usage(path.parent).free
             if need > free:
-                raise DiskFullError(f"{path}: needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free", remedy=_NO_SPACE)
+                raise DiskFullError(f"{path}: needs {need / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free", remedy=_NO_SPACE)
             self._layout(content)
             self._file = self._temporary.open("r+b")
         except (OSError, RuntimeError) as error:

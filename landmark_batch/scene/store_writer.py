@@ -91,7 +91,7 @@ class StoreWriter:
             self._clear_leftovers()
             need, free = block_bytes(self.head, self.dtype.itemsize) * self.head.blocks, shutil.disk_usage(self.target.parent).free
             if need > free:
-                raise DiskFullError(f"{self.target}: needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free", remedy=_NO_SPACE)
+                raise DiskFullError(f"{self.target}: needs {need / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free", remedy=_NO_SPACE)
             self.root.mkdir()
             self._lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
