@@ -19,6 +19,16 @@ LAST_ROW = np.array([0.0, 0.0, 0.0, 1.0])
 Record = Mapping[str, Any]
 
 
+_FILES = (
+    "files read: transforms.json of LandMark, nerfstudio and instant-ngp, camera_path.json of nerfstudio; COLMAP's have to be converted"
+)
+
+
+def _beginning(text: str) -> str:
+    line = text.strip().splitlines()[0]
+    return line if len(line) <= 30 else f"{line[:30]}..."
+
+
 def read_json(file: Path, kind: str = "camera file") -> Any:
     """The parsed JSON of `file`. Raises CameraError: missing, a directory, not text, empty, broken (with line and column)."""
     try:
@@ -37,6 +47,8 @@ def read_json(file: Path, kind: str = "camera file") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        if text.lstrip()[0] not in "{[":
+            raise CameraError(f"{file}: not JSON, so no {kind}: it begins with {_beginning(text)!r}", remedy=_FILES) from None
         raise CameraError(
             f"{file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}",
             remedy="mend that line; a file that breaks off at its end was not written whole",

@@ -186,6 +186,9 @@ def test_a_camera_file_that_is_none(park: Path, run: Run) -> None:
     for text in ("{", "[1, 2]", "null", '{"name": "x"}'):
         (park.parent / "transforms.json").write_text(text)
         refused(run, park.parent, "render", "park.toml", message="transforms.json")
+    (park.parent / "transforms.json").write_text("# Image list with two lines of data per image:\n1 0.8 0 0.6 0 1 2 3 1 a.jpg\n")
+    message = "transforms.json: not JSON, so no camera file: it begins with '# Image list with two lines of...'\n  files read: "
+    refused(run, park.parent, "render", "park.toml", message=message)
     (park.parent / "transforms.json").unlink()
     refused(run, park.parent, "render", "park.toml", message="transforms.json")
 
