@@ -112,8 +112,9 @@ def build(
     except ToolchainError as error:
         return KernelStatus(device, loaded=False, usable=False, reason=str(error), seconds=time.time() - start, remedy=error.remedy)
     except OSError as error:
+        reason = f"nothing can be built in {kernels_dir(cache_dir)}: {error.strerror or error}"
         remedy = "name a folder that can be written as the cache: XDG_CACHE_HOME"
-        return KernelStatus(device, loaded=False, usable=False, reason=str(error), seconds=time.time() - start, remedy=remedy)
+        return KernelStatus(device, loaded=False, usable=False, reason=reason, seconds=time.time() - start, remedy=remedy)
     seconds = time.time() - start
     log = plan.folder / LOG
     if reason:
