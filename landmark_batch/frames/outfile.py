@@ -24,7 +24,7 @@ def export_error(error: OSError, path: Path) -> LandmarkError:
         what, remedy = no_space(error)
         return DiskFullError(
             f"{path}: {what} ({error.strerror})",
-            remedy=f"{remedy} and run the same export again: images that are already there stay and are not written again",
+            remedy=f"{remedy} and run the same export again: what is already there stays and is not written again",
         )
     return ConfigError(f"{path}: cannot write it ({error.strerror or error})", remedy="check the path and its permissions")
 

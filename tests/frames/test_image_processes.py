@@ -155,7 +155,7 @@ def test_a_full_disk(tmp_path: Path, store: FrameStore, begun: Callable[[], list
             process.rlimit(psutil.RLIMIT_FSIZE, (1000, process.rlimit(psutil.RLIMIT_FSIZE)[1]))
         with pytest.raises(DiskFullError, match=r"a\.0000[1-4]\.png: a file would be larger than files may be here") as caught:
             exporter.export()
-    assert "ulimit -f" in str(caught.value.remedy) and "images that are already there stay" in str(caught.value.remedy)
+    assert "ulimit -f" in str(caught.value.remedy) and "what is already there stays" in str(caught.value.remedy)
     assert list(files(tmp_path / "rgb")) == ["a.00000.png"]
 
 
