@@ -13,13 +13,14 @@ import click
 class Interrupts:
     """A context manager. stop: set by the first SIGINT or SIGTERM while `graceful`; any other raises KeyboardInterrupt.
 
-    going_on: the command line that continues, for people. Outside the main thread nothing is installed.
+    going_on: the command line that continues, for people. does: what it does, 'go on' or 'begin anew'. Outside the main thread nothing
+    is installed.
     """
 
-    def __init__(self, going_on: str) -> None:
+    def __init__(self, going_on: str, *, does: str = "go on") -> None:
         self.stop = threading.Event()
         self.graceful = True
-        self._going_on = going_on
+        self._going_on = f"To {does}:\n  {going_on}"
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -36,4 +37,4 @@ class Interrupts:
         if self.stop.is_set() or not self.graceful:
             raise KeyboardInterrupt
         self.stop.set()
-        click.echo(f"\nstopping after the chunks in hand; Ctrl-C again stops at once. To go on:\n  {self._going_on}", err=True)
+        click.echo(f"\nstopping after the chunks in hand; Ctrl-C again stops at once. {self._going_on}", err=True)

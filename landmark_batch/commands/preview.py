@@ -12,6 +12,7 @@ from landmark_batch.commands.export import say_film
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.job_source import JobCommand, going_on, job_options, read_job
 from landmark_batch.commands.progress import ProgressSink
+from landmark_batch.errors import RenderInterrupted
 from landmark_batch.object_path import StorePath
 
 
@@ -30,7 +31,7 @@ def command(ctx: click.Context, /, seconds: float, no_dashboard: bool, **flags: 
 
     job = read_job(ctx, flags).job
     again = going_on(ctx)
-    with Interrupts(again) as interrupts, ProgressSink() as progress:
+    with Interrupts(again, does="begin anew") as interrupts, ProgressSink() as progress:
         found = make_preview(
             job,
             seconds=seconds,
@@ -50,5 +51,7 @@ def command(ctx: click.Context, /, seconds: float, no_dashboard: bool, **flags: 
     click.echo(f"took {human_time(found.seconds)}")
     say_written(written)
     error = found.render.error()
+    if isinstance(error, RenderInterrupted):
+        raise RenderInterrupted(error.message, remedy=f"to begin anew: {again}")
     if error is not None:
         raise error

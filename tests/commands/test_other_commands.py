@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from landmark_batch.cameras.formats import load_flight
 from landmark_batch.workflows import machine as machines
+from landmark_batch.workflows import preview
 from landmark_batch.workflows.builds import read_builds
 from tests.commands.conftest import FRAMES, Run
 from tests.factories import quick_demo
@@ -114,6 +117,22 @@ def test_preview_makes_a_film_of_the_whole_flight(park: Path, run: Run) -> None:
     assert (park.parent / "park.preview.mp4").is_file()
     assert (park.parent / "park.preview.zarr").is_dir()
     assert not (park.parent / "park.zarr").exists()
+
+
+@pytest.mark.usefixtures("inline", "park")
+def test_a_preview_that_is_stopped_does_not_promise_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = preview.choose_preview
+
+    def stopped(*words: Any) -> preview.PreviewChoice:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*words)
+
+    monkeypatch.setattr(preview, "choose_preview", stopped)
+    outcome = run("preview", "park.toml", "--seconds", "20")
+    assert outcome.code == 130, outcome.text
+    assert "To begin anew:\n  landmark-batch preview park.toml" in outcome.err
+    assert outcome.err.rstrip().endswith("to begin anew: landmark-batch preview park.toml --seconds 20")
+    assert "go on" not in outcome.text and "goes on" not in outcome.text
 
 
 def render_demo(folder: Path) -> tuple[str, str]:
