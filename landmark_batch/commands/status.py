@@ -154,7 +154,7 @@ def _say(found: Mapping[str, Any]) -> None:
     if found["predicted"] is not None and (text := _predicted(found["predicted"])):
         rows.append(["predicted", text])
     if found["attempts"]:
-        rows.append(["retried", f"{found['attempts']:,} frames"])
+        rows.append(["retried", f"{found['attempts']:,} frames, after a failure or a pause"])
     rows.append(["written now", "; ".join(found["written_by"]) or "by nobody"])
     rows += [["job", text] for text in found["jobs"]]
     recorded = {key.rpartition(".")[2]: str(value) for key, value in found["settings"].items()}
