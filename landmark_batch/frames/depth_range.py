@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,10 @@ _LEAST = 256  # of each frame, however many there are
 
 
 def check_range(near: float | None, far: float | None, percentiles: tuple[float, float]) -> None:
-    """Raises ConfigError if near is not below far or the percentiles are not 0 <= low < high <= 100."""
+    """Raises ConfigError if near or far is not finite, near is not below far or the percentiles are not 0 <= low < high <= 100."""
+    for name, value in (("near", near), ("far", far)):
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"{name} = {value:g} is not finite", remedy="scene units along the view axis; default from the frames")
     if near is not None and far is not None and not near < far:
         raise ConfigError(f"near = {near:g} must be below far = {far:g}", remedy="both in scene units along the view axis")
     low, high = percentiles

@@ -85,6 +85,8 @@ def test_bad_patterns(tmp_path: Path, pattern: str, said: str) -> None:
         ({"colormap": "jet"}, "jet"),
         ({"start_number": -1}, "start number"),
         ({"near": 2.0, "far": 1.0}, "near = 2"),
+        ({"near": float("nan")}, "near = nan is not finite"),
+        ({"far": float("inf")}, "far = inf is not finite"),
         ({"percentiles": (99.0, 1.0)}, "percentiles"),
         ({"output": "depth", "bit_depth": 16}, "turbo"),
     ],
