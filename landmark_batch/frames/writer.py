@@ -253,8 +253,11 @@ class FrameWriter:
             durable.step("staged")
             self._fence()
             published = self._publish(self._opened(), frames)
+        files = {name: [self._chunk(name, frame) for frame in frames] for name in self._arrays}
+        if any(file not in published for some in files.values() for file in some):
+            raise StaleWriterError(f"{self._layout.root}: writer {self._worker} was closed while it wrote frames {list(frames)}")
         durable.step("published")
-        return {name: [published[self._chunk(name, frame)] for frame in frames] for name in self._arrays}
+        return {name: [published[file] for file in some] for name, some in files.items()}
 
     def _opened(self) -> AnyStage:
         if self._stage is None:

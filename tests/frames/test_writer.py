@@ -41,6 +41,27 @@ def stacked(store: FrameStore, frames: list[int]) -> dict[str, Any]:
     return {name: np.stack([pixels[name] for pixels in each]) for name in store.spec.names}
 
 
+def test_a_writer_that_is_closed_under_its_commit_says_so_and_records_nothing(fast_path: Path) -> None:
+    """As when a run is closed, because its scheduler went away, while a chunk of it is being written."""
+    store = create(fast_path / "a.zarr")
+    writer = store.writer("w0")
+    with writer.begin([0, 1], [PRINTS[0], PRINTS[1]]) as pending:
+        pending.take(stacked(store, [0, 1]))
+        pending.add(0)
+        pending.add(1)
+        end = time.monotonic() + 60
+        while pending.waiting and time.monotonic() < end:
+            time.sleep(0.01)
+        writer.close()
+        with pytest.raises(StaleWriterError, match=r"a\.zarr: writer w0 was closed while it wrote frames \[0, 1\]"):
+            pending.finish(seconds=1.0)
+    assert store.finished() == {}
+    writer.close()
+    commit(store, [0, 1], PRINTS)
+    assert sorted(store.finished()) == [0, 1]
+    assert verify_store(store.path).ok
+
+
 def test_receipt_and_record(fast_path: Path) -> None:
     store = create(fast_path / "a.zarr")
     frames = [0, 1, 4]
