@@ -76,7 +76,8 @@ def resolve_runtime(
     if kernels.usable:
         return RuntimeChoice("fused", kernels.reason)
     if requested == "auto" and device == "cpu":
-        _warn_once(f"the compiled CPU kernels cannot be used, so torch renders, many times slower: {kernels.reason}")
+        way_out = f"; {kernels.remedy}" if kernels.remedy else ""
+        _warn_once(f"the compiled CPU kernels cannot be used, so torch renders, many times slower: {kernels.reason}{way_out}")
         return RuntimeChoice("torch", f"no compiled kernels: {kernels.reason}")
     raise KernelBuildError(f'model.runtime = "{requested}" on {device}: {kernels.reason}', remedy=_either(kernels.remedy))
 
