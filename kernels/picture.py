@@ -8,7 +8,7 @@ from torch import Tensor
 from .library import NAMESPACE
 from .reference import deflating
 
-HEADER = deflating.HEADER
+MOST_ROWS, MOST_BYTES = 2**20, 2**31
 _SCHEMA = "(Tensor pixels, Tensor(a!) out) -> ()"
 
 
@@ -30,7 +30,8 @@ torch.library.register_fake(f"{NAMESPACE}::png_stream", _no_shape)
 png_stream = torch.ops.landmark_batch.png_stream
 
 
-def makes_pictures(width: int) -> bool:
-    """Whether kernels are loaded that make them, of rows of so many pixels."""
+def makes_pictures(height: int, width: int) -> bool:
+    """Whether kernels are loaded that make them, of so many pixels."""
     compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::png_stream", "CUDA")
-    return compiled and bool(torch.ops.landmark_batch.png_fits(width))
+    fits = 0 < height < MOST_ROWS and 3 * height * width < MOST_BYTES
+    return compiled and fits and bool(torch.ops.landmark_batch.png_fits(width))

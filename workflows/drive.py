@@ -41,9 +41,6 @@ from landmark_batch.workflows.snapshot import ROUTE_FILE, JobSnapshot, remove_de
 if TYPE_CHECKING:
     from landmark_batch.frames.pictures import PictureOrder
 
-if TYPE_CHECKING:
-    from landmark_batch.frames.pictures import PictureOrder
-
 logger = logging.getLogger(__name__)
 
 DONE_SECONDS = 15.0  # between two updates of the store's `done` array, for those who look on

@@ -219,10 +219,10 @@ class ExportSession:
 
     def _end(self) -> None:
         self._ending.set()
+        if self.pictures is not None:
+            withdraw(self.pictures)  # before the lanes' last look
         for lane in self._lanes:
             lane.end()
-        if self.pictures is not None:
-            withdraw(self.pictures)
         for exporter in self._images:
             exporter.close()
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.frames.encoding_processes import encoding_processes
-from landmark_batch.frames.pictures import HEAD, PictureOrder, stream_bytes
-from landmark_batch.frames.shared_pixels import shared_array
+from landmark_batch.frames.pictures import HEAD, PictureOrder
 from landmark_batch.frames.spec import StoreSpec
 from landmark_batch.frames.staged_frames import Streams
+from landmark_batch.workflows.chunk_arrays import PICTURES, ChunkArrays, Pixels
 from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.load import LoadMeter
 from landmark_batch.workflows.ranges import COPIES, RENDER, mark, on_track
@@ -34,100 +34,6 @@ logger = logging.getLogger(__name__)
 
 COPYING = 2  # frames that are rendered and not yet in their arrays
 _NOTICEABLE = 1e-4  # seconds of waiting that a trace shows
-
-Pixels: TypeAlias = dict[str, NDArray[Any]]
-
-_PICTURES = "pictures"  # beside the outputs' names: the array of their streams
-
-
-class ChunkArrays:
-    """Sets of arrays for the pixels of chunks, used again and again: new memory costs a fault a page. At most `most` are out at once.
-
-    pinned: a CUDA device is to write them by itself. shared: other processes are then to see them, where the system allows it.
-    pictures: with room for the streams of PNGs of each frame.
-    """
-
-    def __init__(self, spec: StoreSpec, *, most: int, pinned: bool, shared: bool = False, pictures: bool = False) -> None:
-        self._spec, self._pinned, self._shared, self._pictures = spec, pinned, shared, pictures
-        self._free: list[Pixels | None] = [None] * most  # None: not made yet
-        self._most, self._closed = most, False
-        self._changed = threading.Condition()
-
-    def take(self, frames: int) -> tuple[Pixels, int]:
-        """A set that holds so many frames or more, and how many sets are out now. Waits for `give`."""
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._free))
-            self._free.sort(key=_length)
-            found = self._free.pop()
-            out = self.out
-        if found is None or _length(found) < frames:
-            found = None  # its memory goes before the new one comes
-            try:
-                found = self._made(frames)
-            except BaseException:
-                self.give(None)
-                raise
-        return found, out
-
-    def give(self, pixels: Pixels | None) -> None:
-        """Take a set back."""
-        with self._changed:
-            self._free.append(None if self._closed else pixels)
-            self._changed.notify()
-
-    def make(self, frames: int) -> None:
-        """Make the sets that are not made yet, for so many frames. What cannot be made now, `take` tries again."""
-        while True:
-            with self._changed:
-                if self._closed or None not in self._free:
-                    return
-                self._free.remove(None)
-            found = None
-            try:
-                found = self._made(frames)
-            except (MemoryError, RuntimeError) as error:
-                logger.debug("no memory for pixels yet: %s", error)
-                return
-            finally:
-                self.give(found)
-
-    @property
-    def out(self) -> int:
-        """Sets that somebody has."""
-        return self._most - len(self._free)
-
-    def close(self) -> None:
-        """Let go of the memory."""
-        with self._changed:
-            self._closed = True
-            self._free = [None] * len(self._free)
-
-    def _made(self, frames: int) -> Pixels:
-        made = {output.name: self._array((frames, *self._spec.frame_shape(output.name)), output.dtype) for output in self._spec.outputs}
-        if self._pictures:
-            made[_PICTURES] = self._array((frames, stream_bytes(self._spec.height, self._spec.width)), "uint8")
-        return made
-
-    def _array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        if self._pinned:
-            from landmark_batch.model.transfer import pin_memory, pinned_array, unpin_memory
-
-            if self._shared:
-                try:
-                    return shared_array(shape, dtype, use=pin_memory, leave=unpin_memory)
-                except (OSError, RuntimeError) as error:
-                    logger.debug("pixels that this process alone sees: %s", error)
-            try:
-                return pinned_array(shape, dtype)
-            except RuntimeError as error:
-                logger.warning("no memory can be pinned for pixels, they are copied once more: %s", str(error).splitlines()[0])
-                self._pinned = False
-        return np.empty(shape, dtype)
-
-
-def _length(pixels: Pixels | None) -> int:
-    """Frames that a set holds, -1 for none."""
-    return -1 if pixels is None else len(next(iter(pixels.values())))
 
 
 class Taker(Protocol):
@@ -155,7 +61,7 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
         self._arrays, self._stages = arrays, stages
         self._whole, self.chunks = arrays.take(frames)
         self.pixels: Pixels = {name: values[:frames] for name, values in self._whole.items()}
-        self.streams = self.pixels.pop(_PICTURES, None)
+        self.streams = self.pixels.pop(PICTURES, None)
         self.most = self.begun = self.rendered = self.copied = 0
         self.over = False
         self._taker = taker
@@ -203,8 +109,8 @@ class FramePipeline:
     """
 
     def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool, files: bool, pictures: PictureOrder | None = None) -> None:
-        self._outputs, self._pinned, self._files, self._width = spec.outputs, pinned, files, spec.width
-        self._pictures = pictures
+        self._outputs, self._pinned, self._files, self._size = spec.outputs, pinned, files, (spec.height, spec.width)
+        self._pictures, self._refused = pictures, False
         self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned, shared=files, pictures=pictures is not None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="frame-copies") if overlap else None
         self._filled: tuple[FilledChunk, ...] = ()
@@ -304,15 +210,22 @@ class FramePipeline:
         begin = getattr(rendered, "quantise_begin", None)
         if begin is None:
             return "quantise", lambda: rendered.quantised(self._outputs, frame=frame, into=into)
-        more = {"picture": stream} if stream is not None and self._device_makes_pictures() else {}
-        pending = begin(self._outputs, frame=frame, into=into, **more)
-        return pending.stage, pending.finish
+        if stream is None or not self._device_makes_pictures():
+            pending = begin(self._outputs, frame=frame, into=into)
+            return pending.stage, pending.finish
+        pending = begin(self._outputs, frame=frame, into=into, picture=stream)
+
+        def finish() -> None:
+            pending.finish()
+            self._refused = not HEAD.unpack(stream[: HEAD.size].tobytes())[0]  # no memory for it, as a rule: not asked again
+
+        return pending.stage, finish
 
     def _device_makes_pictures(self) -> bool:
         """Asked when it has rendered a frame: its kernels are loaded by then."""
         from landmark_batch.kernels.picture import makes_pictures
 
-        return makes_pictures(self._width)
+        return self._pictures is not None and not self._refused and makes_pictures(*self._size)
 
     def _submit(self, filled: FilledChunk, stage: str, finish: Callable[[], object], taker: Taker | None) -> Future[tuple[str, float]]:
         def timed() -> tuple[str, float]:

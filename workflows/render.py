@@ -203,7 +203,7 @@ class _Call:
                 todo = frames_to_render(resume, request.wanted, store.spec)
                 if exports is not None:
                     self.sinks.append(session := exports(request.wanted, todo))
-                    order = replace(order, pictures=session.pictures)
+                    order = replace(order, pictures=getattr(session, "pictures", None))
             except LandmarkError as error:
                 forget_new_store(order, error, shared=bool(owner.others()))
                 raise

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from landmark_batch.object_path import ObjectPath, StorePath
 from . import durable
 from .arrays import open_array
 from .encode import FrameEncoder, encoding_threads, frame_encoder
-from .pictures import Picture, write_picture
+from .outfile import remove_leftovers
+from .pictures import Aside, Picture, write_picture
 from .process_pool import ProcessLost, ProcessPool
 from .records import pixel_digest
 from .shared_pixels import Place, opened
@@ -24,7 +26,8 @@ from .staging import staged_store
 
 logger = logging.getLogger(__name__)
 
-Written = tuple[str, float, float, float]  # digest; begin of encoding, of writing, and end, by time.perf_counter(), which is the host's
+# Digest; begin of encoding, of writing, and end, by time.perf_counter(), which is the host's; the frame's PNG.
+Written = tuple[str, float, float, float, Aside | None]
 
 _pools: dict[int, ProcessPool] = {}  # by process
 _lock = threading.Lock()
@@ -48,8 +51,8 @@ class RemoteEncoder:
         self._array = str(root), name, text
 
     def write(self, place: Place, temporary: Path, picture: tuple[Picture, Place] | None = None) -> Written | None:
-        """Write that frame's file and fsync it, and its PNG, of a stream. Raises OSError. None: none can, or can yet, or one was lost:
-        it may be there.
+        """Write that frame's file and fsync it, and its PNG aside, of a stream. Raises OSError. None: none can, or can yet, or one was
+        lost: the file may be there.
         """
         if os.getpid() in _alone:
             return None
@@ -60,6 +63,9 @@ class RemoteEncoder:
             return pool.run(write_frame, *self._array, place, str(temporary), picture)
         except ProcessLost as error:
             logger.warning("a frame is encoded by the process that renders: %s", error)
+            if picture is not None:
+                with suppress(OSError):
+                    remove_leftovers(picture[0].order.path(picture[0].frame).parent)
             if isinstance(error, UnseenError) or not pool.left:
                 _alone.add(os.getpid())
             return None
@@ -87,9 +93,8 @@ def write_frame(root: str, name: str, text: str, place: Place, temporary: str, p
     digest, encoded = pixel_digest(frame), _encoder(root, name, text)(frame)
     between = time.perf_counter()
     durable.write_new(Path(temporary), encoded)
-    if picture is not None and stream is not None:
-        write_picture(picture[0], digest, stream)
-    return digest, began, between, time.perf_counter()
+    made = None if picture is None or stream is None else write_picture(picture[0], digest, stream)
+    return digest, began, between, time.perf_counter(), made
 
 
 @lru_cache(maxsize=8)

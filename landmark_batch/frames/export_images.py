@@ -215,5 +215,8 @@ class ImageExporter:
         """Of a file that is up to date: its size, if another wrote it of late for this export."""
         if frame not in self._expected:
             return None
-        there = self._paths[frame].stat()
+        try:
+            there = self._paths[frame].stat()
+        except OSError:  # it went since its label was read
+            return None
         return there.st_size if there.st_mtime >= self._since - _LATE else None

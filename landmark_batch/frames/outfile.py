@@ -69,6 +69,16 @@ def output_file(path: Path) -> Iterator[Path]:
 
     Raises DiskFullError or ConfigError for an OSError inside the block.
     """
+    with aside(path) as temporary:
+        yield temporary
+    settle(temporary, path)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, for `settle` to give it its name; it goes away where the block does not end well. Raises as
+    `output_file`.
+    """
     temporary = temporary_name(path)
     try:
         yield temporary
@@ -80,7 +90,6 @@ def output_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    settle(temporary, path)
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -1,12 +1,16 @@
 """PNGs of frames that whoever renders them writes beside their files: a GPU has filtered and deflated their rows already.
 
-The export that asked for them finds them up to date. What is missing, for whatever reason, it makes itself: nothing here fails a frame.
+They get their names once the ledger has their frames. The export that asked for them finds them up to date; what is missing, for whatever
+reason, it makes itself: nothing here fails a frame, but a slow folder holds up its commit.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import struct
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +24,7 @@ from landmark_batch.object_path import ObjectPath, StorePath
 from .image_files import KEY, OUTPUT, ImageLabel, read_label
 from .image_names import image_paths
 from .image_settings import ImageSettings
-from .outfile import make_folder, output_file, temporary_name
+from .outfile import aside, make_folder, output_file, temporary_name
 from .png import write_png_stream
 from .spec import StoreSpec
 
@@ -28,14 +32,14 @@ _log = logging.getLogger(__name__)
 
 STREAM = "rgb"  # the output whose pictures are made
 HEAD = struct.Struct("<iIii")  # before a stream: its bytes, its rows' adler32, whether it did not fit, nothing
-_ROOM = 0.75  # of a picture's bytes, for its stream: rendered ones take 0.4; those that do not fit are made by the export
+_ROOM = 0.6  # of a picture's bytes, for its stream: rendered ones take 0.4; those that do not fit are made by the export
 
 
 @dataclass(frozen=True)
 class PictureOrder:
     """What is asked of those who render. folder: of the files. mark: a file in it, which shows that a host sees the same folder.
 
-    name: of the job. pattern, start_number: of ImageSettings.
+    name: of the job. pattern, start_number: of ImageSettings. made: how many folders were made for it, from `folder` upwards.
     """
 
     folder: str
@@ -43,6 +47,7 @@ class PictureOrder:
     name: str
     pattern: str
     start_number: int
+    made: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; the constructor's arguments."""
@@ -50,8 +55,8 @@ class PictureOrder:
 
     @property
     def is_seen(self) -> bool:
-        """Whether this host sees the folder, and the export goes on."""
-        return (Path(self.folder) / self.mark).is_file()
+        """Whether this process sees the folder, and the export goes on."""
+        return os.path.isfile(os.path.join(self.folder, self.mark))  # noqa: PTH113, PTH118  False for any error
 
     def path(self, frame: int) -> Path:
         """The file of a frame."""
@@ -66,6 +71,13 @@ class PictureOrder:
     @property
     def _settings(self) -> ImageSettings:
         return ImageSettings(output=STREAM, pattern=self.pattern, start_number=self.start_number)
+
+
+class Aside(NamedTuple):
+    """A PNG that is whole, under another name: paths."""
+
+    temporary: str
+    path: str
 
 
 class Picture(NamedTuple):
@@ -86,19 +98,28 @@ def can_be_ordered(store: StorePath, spec: StoreSpec, settings: ImageSettings) -
     return plain and (output.dtype, output.channels) == ("uint8", 3)
 
 
-def order_pictures(folder: Path, name: str, settings: ImageSettings) -> PictureOrder:
-    """Make the folder and its mark, which `withdraw` removes. Raises LandmarkError where that cannot be."""
+def order_pictures(folder: Path, name: str, settings: ImageSettings) -> PictureOrder | None:
+    """Make the folder and its mark, which `withdraw` removes. None where that cannot be, as the export will tell."""
     folder = folder.absolute()
-    make_folder(folder)
-    mark = temporary_name(folder / "mark")
-    with output_file(mark) as temporary:
-        temporary.touch()
-    return PictureOrder(str(folder), mark.name, name, settings.pattern, settings.start_number)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        make_folder(folder)
+        mark = temporary_name(folder / "mark")
+        with output_file(mark) as temporary:
+            temporary.touch()
+    except LandmarkError as error:
+        _log.info("no PNGs are asked of those who render: %s", error)
+        return None
+    return PictureOrder(str(folder), mark.name, name, settings.pattern, settings.start_number, len(missing))
 
 
 def withdraw(order: PictureOrder) -> None:
-    """No more are wanted. Safe to call twice."""
-    (Path(order.folder) / order.mark).unlink(missing_ok=True)
+    """No more are wanted; folders that were made for them go, where nothing is in them. Never raises; safe to call twice."""
+    folder = Path(order.folder)
+    with suppress(OSError):
+        (folder / order.mark).unlink(missing_ok=True)
+        for place in (folder, *folder.parents)[: order.made]:
+            place.rmdir()
 
 
 def stream_bytes(height: int, width: int) -> int:
@@ -106,24 +127,47 @@ def stream_bytes(height: int, width: int) -> int:
     return HEAD.size + int(_ROOM * 3 * height * width + 1024) // 4 * 4
 
 
-def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8]) -> bool:
-    """Write the PNG of a frame of this digest, unless it is there or the stream is of no use. stream: as `png_stream` leaves it.
+def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8]) -> Aside | None:
+    """Write the PNG of a frame of this digest beside its place, unless it is there or the stream is of no use; `publish` or `discard` it.
 
-    Returns whether it was written; an error is told in the log and left to the export, which meets it too.
+    stream: as `png_stream` leaves it. None where nothing was written; an error is told in the log and left to the export, which meets it.
     """
     length, checksum, overfull, _ = HEAD.unpack(stream[: HEAD.size].tobytes())
     if not length or overfull:
-        return False
+        return None
     try:
         path, label = picture.order.path(picture.frame), picture.order.label(picture.frame, digest)
+        if path.exists() and not path.is_file():
+            return None
         there = read_label(path, "png")
         if there.get(KEY) == label.key or there.get(OUTPUT, STREAM) != STREAM:
-            return False
+            return None
         make_folder(path.parent)
-        with output_file(path) as temporary, temporary.open("wb") as file:
+        with aside(path) as temporary, temporary.open("wb") as file:
             data = stream[HEAD.size : HEAD.size + length].data
             write_png_stream(file, picture.height, picture.width, data, checksum, label.text())
-    except (LandmarkError, OSError, ValueError) as error:
+            file.flush()
+            os.fsync(file.fileno())
+    except Exception as error:  # noqa: BLE001  no frame fails for its PNG
         _log.info("frame %d: its PNG is left to the export: %s", picture.frame, error)
-        return False
-    return True
+        return None
+    return Aside(str(temporary), str(path))
+
+
+def publish(order: PictureOrder, written: Sequence[Aside]) -> None:
+    """Give PNGs whose frames are recorded their names, where they are still wanted."""
+    left = list(written)
+    for each in written if order.is_seen else ():
+        try:
+            Path(each.temporary).replace(each.path)
+            left.remove(each)
+        except OSError as error:
+            _log.info("%s is left to the export: %s", each.path, error)
+    discard(left)
+
+
+def discard(written: Iterable[Aside]) -> None:
+    """Remove PNGs whose frames are not recorded."""
+    for temporary, _ in written:
+        with suppress(OSError):
+            Path(temporary).unlink(missing_ok=True)

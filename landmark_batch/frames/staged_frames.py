@@ -15,7 +15,7 @@ from landmark_batch.object_path import StorePath
 
 from .encode import FrameEncoder, encoding_threads
 from .encoding_processes import RemoteEncoder, Written
-from .pictures import STREAM, Picture, PictureOrder, write_picture
+from .pictures import STREAM, Aside, Picture, PictureOrder, discard, publish, write_picture
 from .records import pixel_digest
 from .shared_pixels import place
 from .staging import AnyStage, Stage
@@ -58,6 +58,7 @@ class StagedFrames:
         self._stage, self._frames, self._pixels, self._encoders = stage, frames, pixels, encoders
         self._remote, self._chunk, self._tell, self._streams = remote, chunk, tell, streams
         self._jobs: dict[tuple[str, int], Future[tuple[str, float, float]]] = {}
+        self._pictures: list[Aside] = []  # whole, and without their names
         self._given = 0
         self._broken = False  # one has failed: the others are of no use
 
@@ -85,6 +86,12 @@ class StagedFrames:
         digests = {name: tuple(found[name, position][0] for position in range(len(self._frames))) for name in self._encoders}
         return digests, sum(times[1] for times in found.values()), sum(times[2] for times in found.values())
 
+    def recorded(self) -> None:
+        """The frames stand: their PNGs get their names."""
+        if self._streams is not None:
+            publish(self._streams[0], self._pictures)
+            self._pictures.clear()
+
     def abandon(self) -> None:
         """Do no more, and wait until nothing is read from the pixels."""
         jobs = list(self._jobs.values())
@@ -93,6 +100,8 @@ class StagedFrames:
         for job in jobs:
             if not job.cancelled():
                 job.exception()
+        discard(self._pictures)
+        self._pictures.clear()
         self._jobs.clear()  # an error knows this object, and they know the error: only the garbage collector would free the pixels
 
     def _one(self, name: str, position: int) -> tuple[str, float, float]:
@@ -107,7 +116,9 @@ class StagedFrames:
     def _write(self, name: str, position: int) -> tuple[str, float, float]:
         frame, final = self._pixels[name][position], self._chunk(name, self._frames[position])
         picture = self._picture(name, position)
-        digest, began, between, ended = self._elsewhere(name, frame, final, picture) or self._here(name, frame, final, picture)
+        digest, began, between, ended, made = self._elsewhere(name, frame, final, picture) or self._here(name, frame, final, picture)
+        if made is not None:
+            self._pictures.append(made)
         if self._tell is not None:
             self._tell("encode", began, between)
             self._tell("write", between, ended)
@@ -145,6 +156,5 @@ class StagedFrames:
         between = time.perf_counter()
         if encoded is not None:
             self._stage.write(final, *encoded)
-            if picture is not None:
-                write_picture(picture[0], digest, picture[1])
-        return digest, began, between, time.perf_counter()
+        made = None if picture is None or encoded is None else write_picture(picture[0], digest, picture[1])
+        return digest, began, between, time.perf_counter(), made

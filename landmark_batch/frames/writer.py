@@ -98,6 +98,7 @@ class PendingCommit:
         writer._fence()
         writer._record.append(writer._line(frames, self._fingerprints, digests, sizes, self._generation, seconds), after=after)
         self.finished = True
+        self._staged.recorded()
         durable.step("recorded")
         total = sum({writer._chunk(name, frame): size for name in sizes for frame, size in zip(frames, sizes[name], strict=True)}.values())
         encoding, files = encoding / encoding_threads(), files / encoding_threads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,20 +12,25 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from landmark_batch.errors import ConfigError
-from landmark_batch.frames import encoding_processes, staged_frames
+from landmark_batch.errors import ConfigError, StaleWriterError
+from landmark_batch.frames import durable, encoding_processes, staged_frames
+from landmark_batch.frames import pictures as pictures_module
 from landmark_batch.frames.export_images import ImageExporter
+from landmark_batch.frames.image_files import DIGEST, read_label
 from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.pictures import (
     HEAD,
     Picture,
     PictureOrder,
     can_be_ordered,
+    discard,
     order_pictures,
+    publish,
     stream_bytes,
     withdraw,
     write_picture,
 )
+from landmark_batch.frames.process import writer_tag
 from landmark_batch.frames.process_pool import ProcessPool
 from landmark_batch.frames.shared_pixels import shared_array
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
@@ -57,7 +63,7 @@ def store(tmp_path: Path) -> FrameStore:
 @pytest.fixture
 def order(tmp_path: Path) -> Iterator[PictureOrder]:
     made = order_pictures(tmp_path / "png", "city", ImageSettings(pattern="{output}/{name}-{frame:03d}.{ext}", start_number=10))
-    assert made.is_seen
+    assert made is not None and made.is_seen
     yield made
     withdraw(made)
     withdraw(made)
@@ -124,18 +130,77 @@ def test_old_files_are_not_this_exports(store: FrameStore, order: PictureOrder) 
     assert (report.written, report.unchanged) == ((), (0, 1))
 
 
-def test_what_cannot_be_written_is_left_to_the_export(order: PictureOrder, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_left_to_the_export(order: PictureOrder, monkeypatch: pytest.MonkeyPatch) -> None:
     (stream,) = streams_of(RGB[:1])
     picture = Picture(order, 0, HEIGHT, WIDTH)
-    assert write_picture(picture, "d1", stream)
-    assert not write_picture(picture, "d1", stream), "it is up to date"
-    assert write_picture(picture, "d2", stream), "of other pixels"
+    first = write_picture(picture, "d1", stream)
+    assert first is not None and not order.path(0).exists() and Path(first.temporary).exists()
+    publish(order, [first])
+    assert write_picture(picture, "d1", stream) is None, "it is up to date"
+    second = write_picture(picture, "d2", stream)
+    assert second is not None, "of other pixels"
+    discard([second])
+    assert read_label(order.path(0), "png")[DIGEST] == "d1"
     overfull = stream.copy()
     overfull[8] = 1
-    assert not write_picture(picture, "d3", overfull)
-    (Path(order.folder) / "rgb" / "city-011.png").mkdir()
-    assert not write_picture(picture._replace(frame=1), "d1", stream)
-    assert not list(Path(order.folder).rglob("*.partial"))[1:], "nothing but the mark"
+    assert write_picture(picture, "d3", overfull) is None
+    order.path(1).mkdir()
+    assert write_picture(picture._replace(frame=1), "d1", stream) is None
+    os.mkfifo(order.path(2))
+    assert write_picture(picture._replace(frame=2), "d1", stream) is None
+    third = write_picture(picture._replace(frame=3), "d1", stream)
+    assert third is not None
+    order.path(3).mkdir()
+    publish(order, [third])
+    monkeypatch.setattr(pictures_module, "write_png_stream", lambda *_: 1 / 0)
+    assert write_picture(picture, "d4", stream) is None
+    assert [path.name for path in Path(order.folder).rglob("*.partial")] == [order.mark]
+
+
+def test_no_png_of_a_commit_that_fails_or_comes_too_late(store: FrameStore, order: PictureOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        if name == "published":
+            assert len(list(Path(order.folder).rglob("*.partial"))) == 3, "the mark, and what is to be shown"
+            raise StaleWriterError("another job has taken over")
+
+    monkeypatch.setattr(durable, "step", fail)
+    with pytest.raises(StaleWriterError):
+        commit(store, order, [0, 1], streams_of(RGB[:2]))
+    monkeypatch.undo()
+    assert [path.name for path in Path(order.folder).rglob("*.*") if path.is_file()] == [order.mark]
+    monkeypatch.setattr(durable, "step", lambda name: withdraw(order) if name == "published" else None)
+    commit(store, order, [0, 1], streams_of(RGB[:2]))
+    assert not [path for path in Path(order.folder).rglob("*.*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("pool")
+def test_a_process_that_is_lost_leaves_nothing(store: FrameStore, order: PictureOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # threads may write what is left
+    made = ProcessPool(1, [encoding_processes.__name__])
+    monkeypatch.setattr(encoding_processes, "_pools", {os.getpid(): made})
+    monkeypatch.setattr(encoding_processes, "_alone", set())
+    until(lambda: made.ready)
+    process = made.run(os.getpid)
+    left = Path(order.folder) / "rgb" / f".landmark-{made.run(writer_tag, 'export')}.partial"
+    left.parent.mkdir()
+    left.write_bytes(b"half a picture")
+    os.kill(process, signal.SIGKILL)
+    commit(store, order, [0], streams_of(RGB[:1]))
+    assert order.path(0).exists() and not left.exists()
+    made.close()
+
+
+def test_an_order_that_cannot_be_given(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert order_pictures(tmp_path / "file", "city", ImageSettings()) is None
+    assert order_pictures(tmp_path / "file" / "deep", "city", ImageSettings()) is None
+    order = order_pictures(tmp_path / "new" / "deep", "city", ImageSettings())
+    assert order is not None and order.made == 2
+    withdraw(order)
+    assert not (tmp_path / "new").exists() and tmp_path.exists()
+    (tmp_path / "new").write_text("a file in its place")
+    withdraw(order)
+    assert not order.is_seen
 
 
 def test_a_file_that_shows_another_output_is_the_exports_to_refuse(store: FrameStore, tmp_path: Path) -> None:
@@ -145,6 +210,7 @@ def test_a_file_that_shows_another_output_is_the_exports_to_refuse(store: FrameS
         exporter.export()
     before = exporter.path(0).read_bytes()
     order = order_pictures(tmp_path / "png", exporter.source.name, ImageSettings(pattern=settings.pattern))
+    assert order is not None
     commit(store, order, [0], streams_of(RGB[:1]))
     assert exporter.path(0).read_bytes() == before
     withdraw(order)

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from landmark_batch.kernels.picture import HEADER, makes_pictures, png_stream
+from landmark_batch.kernels.picture import makes_pictures, png_stream
 from landmark_batch.kernels.reference import deflating
+from landmark_batch.kernels.reference.deflating import HEADER
 
 from .test_rounding import DEVICES, usable
 
@@ -104,7 +105,9 @@ def test_smooth_pictures_shrink_and_repeated_ones_vanish() -> None:
 @pytest.mark.gpu
 def test_rows_of_any_usual_length_fit_a_gpu() -> None:
     usable("cuda")
-    assert all(makes_pictures(width) for width in (1, 1920, 3840, 7680)) and not makes_pictures(20_000)
-    assert not makes_pictures(0)
+    assert all(makes_pictures(1080, width) for width in (1, 1920, 3840, 7680)) and not makes_pictures(1080, 20_000)
+    assert (
+        not makes_pictures(1080, 0) and not makes_pictures(0, 1920) and not makes_pictures(2**20, 8) and not makes_pictures(100_000, 8_000)
+    )
     with pytest.raises(RuntimeError, match="too long"):
         png_stream(torch.zeros(1, 20_000, 3, dtype=torch.uint8, device="cuda"), torch.zeros(1 << 20, dtype=torch.uint8, device="cuda"))

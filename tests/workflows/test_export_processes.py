@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from landmark_batch.errors import StoreError
+from landmark_batch.errors import ConfigError, StoreError
 from landmark_batch.events import ChunkDone
 from landmark_batch.frames import image_processes
 from landmark_batch.frames.process_pool import ProcessPool
@@ -120,3 +120,14 @@ def test_those_who_render_are_asked_for_pngs_while_the_session_lasts(tmp_path: P
         other = ExportSession.of_job(asked, frames=range(9), pending=frames, images=True, latest=False, workers=1)
         assert other.pictures is None
         other.abort()
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_the_end(tmp_path: Path) -> None:
+    write_store(tmp_path / "city.zarr", SHOTS)
+    (tmp_path / "file").write_text("no folder")
+    asked = job(tmp_path).model_copy(update={"images": job(tmp_path).images.model_copy(update={"dir": tmp_path / "file"})})
+    session = ExportSession.of_job(asked, frames=range(9), pending=[8], images=True, latest=False, workers=1)
+    assert session.pictures is None
+    with pytest.raises(ConfigError, match="file"):
+        session.finish()
+    session.abort()

@@ -22,9 +22,11 @@ from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.staging import Stage
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.writer import PendingCommit
+from landmark_batch.workflows.chunk_arrays import ChunkArrays
+from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.load import WINDOW, LoadMeter
 from landmark_batch.workflows.opened import open_snapshot
-from landmark_batch.workflows.pipeline import CHUNKS, COPYING, ChunkArrays
+from landmark_batch.workflows.pipeline import COPYING
 from landmark_batch.workflows.session import RenderSession
 from landmark_batch.workflows.simulated import simulated_job, simulated_request
 from landmark_batch.workflows.snapshot import JobSnapshot, write_snapshot
@@ -215,9 +217,9 @@ def test_rendering_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.Mon
     made: list[int] = []
     array = ChunkArrays._array
 
-    def counted(self: ChunkArrays, output: OutputSpec, frames: int) -> NDArray[Any]:
-        made.append(frames)
-        return array(self, output, frames)
+    def counted(self: ChunkArrays, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        made.append(shape[0])
+        return array(self, shape, dtype)
 
     monkeypatch.setattr(PendingCommit, "finish", slow)
     monkeypatch.setattr(ChunkArrays, "_array", counted)
@@ -336,74 +338,3 @@ def test_a_receipt_says_where_time_went(tmp_path: Path) -> None:
     assert receipt["stages"]["write"] > 0
     assert 0 < receipt["busy"] <= 1
     assert (nothing["frames"], nothing["busy"], nothing["queue"]) == ([], 0.0, {"frames": 0, "chunks": 0})
-
-
-def test_arrays_are_used_again_and_grow_where_they_must(tmp_path: Path) -> None:
-    spec = simulated_request(simulated_job(tmp_path, chunk_frames=4, workers=1), FRAMES, 0.0).spec
-    arrays = ChunkArrays(spec, most=2, pinned=False)
-    small, out = arrays.take(3)
-    assert (out, small["rgb"].shape) == (1, (3, 18, 32, 3))
-    large, out = arrays.take(8)
-    assert out == 2
-    arrays.give(small)
-    arrays.give(large)
-    assert arrays.take(2)[0] is large
-    grown, _ = arrays.take(5)
-    assert len(grown["rgb"]) == 5
-    taken: list[Any] = []
-    waiting = threading.Thread(target=lambda: taken.append(arrays.take(1)[0]))
-    waiting.start()
-    time.sleep(0.05)
-    assert not taken
-    arrays.give(grown)
-    waiting.join()
-    assert taken[0] is grown
-
-
-def test_arrays_are_made_before_anybody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from landmark_batch.model import transfer
-
-    made, refused = list[tuple[int, ...]](), list[int]()
-
-    def plain(shape: Sequence[int], dtype: Any) -> Any:
-        if refused:
-            raise MemoryError
-        made.append(tuple(shape))
-        return np.empty(shape, dtype)
-
-    monkeypatch.setattr(transfer, "pinned_array", plain)
-    spec = simulated_request(simulated_job(tmp_path, chunk_frames=4, workers=1), FRAMES, 0.0).spec
-    arrays = ChunkArrays(spec, most=3, pinned=True)
-    first, _ = arrays.take(2)
-    arrays.make(4)
-    assert made == [(2, 18, 32, 3), (4, 18, 32, 3), (4, 18, 32, 3)] and arrays.out == 1
-    assert len(arrays.take(4)[0]["rgb"]) == len(arrays.take(3)[0]["rgb"]) == 4
-    arrays.give(first)
-    assert arrays.take(1)[0] is first and len(made) == 3
-    refused.append(1)
-    short = ChunkArrays(spec, most=1, pinned=True)
-    short.make(4)
-    refused.clear()
-    assert len(short.take(1)[0]["rgb"]) == 1
-    closed = ChunkArrays(spec, most=1, pinned=True)
-    closed.close()
-    closed.make(4)
-    assert len(made) == 4
-
-
-def test_where_nothing_can_be_pinned_arrays_are_plain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from landmark_batch.model import transfer
-
-    def refused(*_: Any) -> Any:
-        raise RuntimeError("CUDA error: out of memory\nmore of it")
-
-    monkeypatch.setattr(transfer, "pinned_array", refused)
-    spec = simulated_request(simulated_job(tmp_path, chunk_frames=4, workers=1), FRAMES, 0.0).spec
-    arrays = ChunkArrays(spec, most=2, pinned=True)
-    for _ in range(2):
-        assert arrays.take(3)[0]["rgb"].shape == (3, 18, 32, 3)
-    assert [record.getMessage() for record in caplog.records] == [
-        "no memory can be pinned for pixels, they are copied once more: CUDA error: out of memory"
-    ]

@@ -110,6 +110,7 @@ def test_pngs_stand_with_their_frames(tmp_path: Path, gpu_renderer: Any, process
     else:
         monkeypatch.setattr(StagedFrames, "_elsewhere", lambda *_: None)
     order = order_pictures(tmp_path / "png", "city", ImageSettings())
+    assert order is not None
     with session_of(tmp_path, WithNaN(gpu_renderer), device="cuda", pictures=order) as (session, store):
         _, threads = render_all(session, [chunk(first) for first in range(0, FRAMES, 4)])
         for thread in threads:
