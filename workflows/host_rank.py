@@ -21,6 +21,7 @@ from distributed.protocol.pickle import dumps
 from landmark_batch.workflows.cluster import SETTINGS
 from landmark_batch.workflows.hosts import LOOPBACK_PAGE, Rank, end_process, own_host, quiet_dask
 from landmark_batch.workflows.in_hand import CHUNKS
+from landmark_batch.workflows.joblog import LogFile
 from landmark_batch.workflows.nanny import RenderNanny, die_with_parent
 from landmark_batch.workflows.warm import PRELOADED
 from landmark_batch.workflows.worker import begin_drain, drained
@@ -50,7 +51,7 @@ def run_rank(rank: Rank, link: Connection, drain_seconds: float) -> None:
 
 def _log_to(rank: Rank) -> None:
     quiet_dask()
-    handler = logging.FileHandler(rank.log, encoding="utf-8") if rank.log is not None else logging.StreamHandler()
+    handler = LogFile(rank.log) if rank.log is not None else logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s [{rank.name} nanny] %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for name in ("distributed", "distributed.nanny"):
