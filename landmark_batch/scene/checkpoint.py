@@ -48,7 +48,7 @@ def load_scene(
     if (store := open_if_store(path)) is not None:
         check_store_options(path, store.config, plane_division, edit, edit_block)
         device, dtype = (None, torch.float32) if planes is None else planes(store.config)
-        with _enough_memory(path, store.config, shard):
+        with _enough_memory(path, store.config, shard, dtype):
             return load_store(store, shard, device=device, dtype=dtype)
     check_edit_block(path, edit, edit_block)
     files = find_scene_files(Path(as_location(path)))
@@ -60,7 +60,9 @@ def load_scene(
 
 
 @contextmanager
-def _enough_memory(place: SceneLocation, config: SceneConfig, shard: ChannelShard | None) -> Iterator[None]:
+def _enough_memory(
+    place: SceneLocation, config: SceneConfig, shard: ChannelShard | None, dtype: torch.dtype = torch.float32
+) -> Iterator[None]:
     """Turns a failed allocation of the scene's memory into a CheckpointError with numbers."""
     try:
         yield
@@ -70,8 +72,8 @@ def _enough_memory(place: SceneLocation, config: SceneConfig, shard: ChannelShar
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         what = "the scene" if shard is None else f"share {shard.rank + 1} of {shard.size} of the scene"
-        need = scene_bytes(config, shares=1 if shard is None else shard.size) / 2**30
+        need = scene_bytes(config, shares=1 if shard is None else shard.size) * dtype.itemsize / 4 / 2**30
         raise CheckpointError(
-            f"{place}: {what} needs {need:.1f} GiB in float32, which this machine does not give",
+            f"{place}: {what} needs {need:.1f} GiB in {str(dtype).removeprefix('torch.')}, which this machine does not give",
             remedy="render on a machine with more memory, or set parallel.tensor_parallel to share the scene among more workers",
         ) from error
