@@ -1,19 +1,21 @@
-"""ChunkArrays: used again, pinned where that is possible, made before anybody waits for them."""
+"""ChunkArrays: used again, pinned where that is possible, made before anybody waits for them; and who asks for PNGs in them."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from landmark_batch.frames.pictures import stream_bytes
+from landmark_batch.frames.pictures import HEAD, PictureOrder, stream_bytes
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
 from landmark_batch.workflows.chunk_arrays import ChunkArrays
+from landmark_batch.workflows.pipeline import FramePipeline
 from landmark_batch.workflows.simulated import simulated_job, simulated_request
 from tests.workflows.test_pipeline import FRAMES
 
@@ -106,3 +108,41 @@ def test_no_memory_for_streams_takes_none_from_pixels(monkeypatch: pytest.Monkey
     assert set(second) == {"rgb"}
     assert [len(shape) for shape in asked] == [4, 2, 4, 2], "pixels are still pinned after streams were not"
     assert set(ChunkArrays(spec, most=1, pinned=False, pictures=True).take(1)[0]) == {"rgb"}
+
+
+class Begun:
+    """A frame of a device that makes PNGs of all frames but one. asked: the frames of which one was asked."""
+
+    stage = "copy"
+    counters: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, number: int, asked: list[int], refused: int) -> None:
+        self.number, self.asked, self.refused = number, asked, refused
+
+    def quantise_begin(self, outputs: Any, *, frame: int, into: Any, picture: Any = None) -> Any:
+        into["rgb"][...] = frame
+        if picture is not None:
+            self.asked.append(frame)
+            if frame != self.refused:
+                picture[:5] = 7
+        return self
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("refused", [-1, 1])
+def test_a_device_without_memory_for_pngs_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    monkeypatch.setattr(ChunkArrays, "_pinned_array", lambda self, shape, dtype: np.full(shape, 9, dtype))
+    monkeypatch.setattr("landmark_batch.kernels.picture.makes_pictures", lambda height, width: (height, width) == (18, 32))
+    spec = StoreSpec(8, 18, 32, (OutputSpec("rgb", "uint8", 3),))
+    pipeline = FramePipeline(spec, overlap=False, pinned=True, files=False, pictures=PictureOrder("/", "m", "city", "{frame}", 0))
+    asked: list[int] = []
+    frames = ((number, Begun(number, asked, refused)) for number in range(4))
+    with pipeline.fill(4, frames, defaultdict(float), Counter()) as filled:  # type: ignore[arg-type]
+        assert filled.streams is not None
+        made = [HEAD.unpack(stream[: HEAD.size].tobytes())[0] for stream in filled.streams]
+        assert [int(pixels[0, 0, 0]) for pixels in filled.pixels["rgb"]] == [0, 1, 2, 3]
+    assert asked == ([0, 1, 2, 3] if refused < 0 else [0, 1])
+    assert [bool(length) for length in made] == [number in asked and number != refused for number in range(4)]
+    pipeline.close()
