@@ -6,26 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.fetching.gpu_peer_tasks import BYTES, leave, load_blocks, look, memory_left, memory_soon, open_rank, refuse
+from tests.gpu_pairs import WAYS, gpus_of
 from tests.parallel.ranks import Ranks
 
 pytestmark = pytest.mark.gpu
 
 LONG = 400_000_000  # clock cycles: some tenths of a second
 PATIENCE = 20.0
-WAYS = {"two GPUs": ((0, 1), False), "two GPUs, each sees its own": ((0, 1), True), "one GPU": ((0, 0), False)}
 
 
 @pytest.fixture(params=WAYS)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ranks]:
     """Two processes that share, with three slots each."""
-    devices, hide = WAYS[request.param]
-    if torch.cuda.device_count() <= max(devices):
-        pytest.skip("fewer than two CUDA devices")
-    if devices[0] != devices[1] and not torch.cuda.can_device_access_peer(*devices):
-        pytest.skip("GPUs that do not reach each other")
+    devices, hide = gpus_of(request.param)
     (tmp_path / "memory").mkdir()
     processes = Ranks(2)
     for answer in processes.all(range(2), open_rank, tmp_path / "memory", devices, hide, 3):

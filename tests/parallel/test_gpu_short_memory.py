@@ -17,6 +17,7 @@ from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.store import BlockStore
 from tests.fetching.flights import HEIGHT, LENS, POSES, WIDTH, open_fetching, write_store
 from tests.fetching.short_memory import fill_memory
+from tests.gpu_pairs import WAYS, gpus_of
 from tests.parallel.gpu_memory_tasks import (
     BATCH,
     FLIGHT,
@@ -39,7 +40,6 @@ USUAL = {"resolutions": (1, 2, 4), "app_dim": 27, "density_channels": 16, "appea
 GRID = (77, 77, 5)  # texels of a block's coarsest planes: the block has 16 MB
 BLOCKS = 6
 SMALL, LARGE = 8, 10  # scales of frames
-WAYS = {"two GPUs": ((0, 1), False), "two GPUs, each sees its own": ((0, 1), True), "one GPU": ((0, 0), False)}
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=WAYS)
 def pair(request: pytest.FixtureRequest, tmp_path: Path, path: Path) -> Iterator[Ranks]:
     """Two data ranks that share their copies, with all blocks' slots each."""
-    devices, hide = WAYS[request.param]
-    if torch.cuda.device_count() <= max(devices):
-        pytest.skip("fewer than two CUDA devices")
-    if devices[0] != devices[1] and not torch.cuda.can_device_access_peer(*devices):
-        pytest.skip("GPUs that do not reach each other")
+    devices, hide = gpus_of(request.param)
     (tmp_path / "memory").mkdir()
     processes = Ranks(2)
     try:

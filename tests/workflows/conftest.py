@@ -296,3 +296,14 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[InlineCluster]:
     monkeypatch.setattr(cluster, "start_cluster", start)
     monkeypatch.setattr(outcomes, "LOOK_SECONDS", -1.0)  # all of a small job passes between two looks at the client's words
     return made
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with town-merged-stack.th, its block store town.zarr, and flight.json."""
+    from tests.workflows.block_jobs import write_flight, write_town  # which takes its box from here
+
+    folder = tmp_path_factory.mktemp("town")
+    write_town(folder)
+    write_flight(folder)
+    return folder

@@ -36,15 +36,6 @@ from tests.workflows.faults import ALL, KilledOnce, allowance
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with town-merged-stack.th, its block store town.zarr, and flight.json."""
-    folder = tmp_path_factory.mktemp("town")
-    write_town(folder)
-    write_flight(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Two worker processes, for all tests of this module."""
     from landmark_batch.workflows.cluster import start_cluster

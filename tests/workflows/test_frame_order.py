@@ -21,7 +21,7 @@ from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.session import RenderSession
 from landmark_batch.workflows.snapshot import run_folder
 from tests.workflows.block_jobs import FRAMES as TOWN_FRAMES
-from tests.workflows.block_jobs import SLOTS, block_job, write_flight, write_town
+from tests.workflows.block_jobs import SLOTS, block_job
 from tests.workflows.conftest import FRAMES, InlineCluster, executions, pixels
 
 
@@ -94,14 +94,6 @@ def test_files_of_several_frames_go_out_whole(make_job: Callable[..., RenderJob]
     again = make_job("output.order=coarse-to-fine", "output.chunk_frames=2")  # the store keeps its files
     assert run_render(again).state == "complete"
     assert executions(job.store_path) == dict.fromkeys(range(FRAMES), 1)
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("town")
-    write_town(folder)
-    write_flight(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("order", "name"), [("time", FLIGHT), ("coarse-to-fine", COARSE), ("space", "")])

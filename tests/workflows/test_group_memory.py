@@ -19,7 +19,7 @@ from landmark_batch.workflows.crew import FORMATIONS, Crew
 from landmark_batch.workflows.crew_group import CrewGroup
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.slot_limit import SlotLimit
-from tests.workflows.block_jobs import block_job, write_flight, write_town
+from tests.workflows.block_jobs import block_job
 from tests.workflows.conftest import pixels
 from tests.workflows.faults import ShortMemory
 
@@ -61,15 +61,6 @@ def short(pair: Pair, fault: ShortMemory) -> Iterator[None]:
     finally:
         with suppress(OSError):  # of a process that is about to end: the next one comes without
             pair.client.unregister_worker_plugin(fault.name)
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a scene in blocks and a flight."""
-    folder = tmp_path_factory.mktemp("town")
-    write_town(folder)
-    write_flight(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

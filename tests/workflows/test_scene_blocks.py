@@ -21,15 +21,7 @@ from landmark_batch.workflows.itinerary import route_chunks
 from landmark_batch.workflows.machine import Machine, describe_machine
 from landmark_batch.workflows.request import RenderRequest, scene_request
 from landmark_batch.workflows.scene_blocks import KEPT
-from tests.workflows.block_jobs import FRAMES, HIGH, SLOTS, block_job, write_flight, write_town
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("town")
-    write_town(folder)
-    write_flight(folder)
-    return folder
+from tests.workflows.block_jobs import FRAMES, HIGH, SLOTS, block_job
 
 
 @pytest.fixture(scope="module")
