@@ -78,7 +78,11 @@ class Traced(NamedTuple):
 
 
 def pad_channels(table: Tensor) -> Tensor:
-    """[..., C] -> [..., C rounded up to 8], zeros in the new channels, contiguous."""
+    """[..., C] -> [..., C rounded up to 8], zeros in the new channels, contiguous. A table that is so already is returned itself: it may
+    be most of a device's memory.
+    """
+    if table.shape[-1] % 8 == 0:
+        return table.contiguous()
     return torch.nn.functional.pad(table, (0, -table.shape[-1] % 8)).contiguous()
 
 

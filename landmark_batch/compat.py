@@ -95,7 +95,7 @@ def job_from_landmark(
 
 def _name(name: str, scene: Path | str) -> str:
     """The job's name, such that the store of frames in the working directory is not the scene's own."""
-    taken = isinstance(scene, Path) and scene.absolute() == Path(f"{name}.zarr").absolute()
+    taken = isinstance(scene, Path) and scene.resolve() == Path(f"{name}.zarr").resolve()
     return f"{name}-frames" if taken else name
 
 

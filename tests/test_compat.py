@@ -202,6 +202,8 @@ def test_frames_of_a_scene_in_blocks_do_not_get_its_name(tmp_path: Path, data: P
     words = ["--config", "city.txt", "--dataroot", str(data), "--model_type", "MovingAreaTorch", "--ckpt"]
     assert translate([*words, "city.zarr"])[0].store_path == tmp_path / "city-frames.zarr"
     assert translate([*words, "elsewhere/city.zarr"])[0].store_path == tmp_path / "city.zarr"
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert translate([*words, "link/city.zarr"])[0].store_path == tmp_path / "city-frames.zarr"
 
 
 def test_all_eight_model_types_are_known() -> None:

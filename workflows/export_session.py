@@ -225,6 +225,7 @@ class ExportSession:
             lane.end()
         for exporter in self._images:
             exporter.close()
+            exporter.clear()
 
     def _result(self) -> ExportResult:
         images = tuple(joined(reports) for reports in self._reports if reports)

@@ -65,9 +65,7 @@ def recall_speed(key: SpeedKey, scene: str, megasamples: float, *, file: Path | 
 
     megasamples: of one frame of the plan. None where only frames of quite another size were rendered.
     """
-    alike = [
-        entry for entry in _read(file or speed_file(), _RATE) if entry["key"] == str(key) and _apart(entry, megasamples) <= math.log(_ALIKE)
-    ]
+    alike = [entry for entry in _rates(file or speed_file()) if entry["key"] == str(key) and _apart(entry, megasamples) <= math.log(_ALIKE)]
     for same_scene, chosen in ((True, [e for e in alike if e["scene"] == scene]), (False, alike)):
         if chosen:
             nearest = min(chosen, key=lambda entry: (_apart(entry, megasamples), -float(entry["at"])))
@@ -85,10 +83,19 @@ def record_speed(key: SpeedKey, scene: str, seconds_per_megasample: float, megas
     def replaced(entry: Mapping[str, Any]) -> bool:
         return (entry["key"], entry["scene"]) == (str(key), scene) and _apart(entry, megasamples) <= math.log(_SAME)
 
-    entries = [entry for entry in _read(file, _RATE) if not replaced(entry)]
+    entries = [entry for entry in _rates(file) if not replaced(entry)]
     rate = {"seconds_per_megasample": seconds_per_megasample, "megasamples": megasamples}
     entries.append({"key": str(key), "scene": scene, **rate, "at": time.time()})
     _write(file, entries, _KEPT)
+
+
+def _rates(file: Path) -> list[dict[str, Any]]:
+    """What was kept, but for numbers that nobody can have measured."""
+
+    def is_rate(number: object) -> bool:
+        return isinstance(number, int | float) and 0 < number < math.inf
+
+    return [entry for entry in _read(file, _RATE) if is_rate(entry["seconds_per_megasample"]) and is_rate(entry["megasamples"])]
 
 
 def _apart(entry: Mapping[str, Any], megasamples: float) -> float:

@@ -207,7 +207,11 @@ class GroupMember:
 
         if not isinstance(error, torch.OutOfMemoryError):
             return ""
-        return self._limit.halve((self._renderer.slots if self._renderer is not None else 0) or self._limit.taken)
+        try:
+            return self._limit.halve((self._renderer.slots if self._renderer is not None else 0) or self._limit.taken)
+        except Exception:  # nothing may keep a rank from telling that it fails, and from ending
+            logger.exception("cannot note that fewer slots are to be taken")
+            return ""
 
     def close(self) -> None:
         """The group's orderly end, by its leader; the others follow. One that is still forming ends once it has formed. Safe to call

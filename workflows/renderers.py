@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+KERNEL_CHANNELS = 8  # that a load of a CUDA kernel takes: tables have a multiple
+
 
 class RenderedFrame(Protocol):
     """counters: what the frame cost. numpy(): rgb [H, W, 3], depth [H, W], alpha [H, W], float32."""
@@ -276,10 +278,19 @@ def load_whole(
 
     def planes(config: SceneConfig) -> tuple[torch.device, torch.dtype]:
         settings = resolve_settings(job, config, device=device, kernels=kernels)
-        return torch.device(device), STORAGE[settings.precision]
+        return torch.device(_first_place(config, settings, device, shard)), STORAGE[settings.precision]
 
     options = {"plane_division": scene.plane_division, "edit": scene.edit, "edit_block": scene.edit_block, "shard": shard}
     weights = load_scene(scene.checkpoint, **options, planes=planes)  # type: ignore[arg-type]
     settings = resolve_settings(job, weights.config, device=device, kernels=kernels)
     load_runtime(settings.runtime, device, source=kernels)
     return weights, settings
+
+
+def _first_place(config: SceneConfig, settings: RenderSettings, device: str, shard: ChannelShard | None) -> str:
+    """Where planes are read to: the device that renders, unless it would then hold them twice while kernels' channels are filled up."""
+    from landmark_batch.scene.shard import WHOLE
+
+    widths = [(shard or WHOLE).span(channels)[2] for channels in (config.density_channels, config.appearance_channels)]
+    filled = settings.runtime == "fused" and any(width % KERNEL_CHANNELS for width in widths)
+    return "cpu" if filled else device

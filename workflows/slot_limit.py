@@ -10,6 +10,7 @@ import logging
 import secrets
 import socket
 
+from landmark_batch.errors import LandmarkError
 from landmark_batch.object_path import ObjectPath, StorePath
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class SlotLimit:
             self._write(f"{self._prefix}{slots // 2}", text)
         except FileExistsError:  # another rank of this host was out of memory, too
             logger.info("%s", text)
-        except OSError as error:
+        except (OSError, LandmarkError) as error:
             logger.error("%s: cannot note that fewer slots are to be taken: %s", self._folder, error)
             return ""
         else:

@@ -39,6 +39,7 @@ class FetchingRenderer:
     ) -> None:
         self._fetcher = fetcher
         self._threads, self._launches, self._memory = threads, launches, memory
+        self._closed = False
         self._open()
 
     def _open(self) -> None:
@@ -61,6 +62,9 @@ class FetchingRenderer:
         Raises CheckpointError or StoreError for a block that is missing or damaged.
         """
         fetcher = self._fetcher
+        if not self._closed and self._fused is None and self._plain is None:  # there was no memory for one slot: there may be now
+            fetcher.shrink()
+            self._open()
         output = render_fetched(
             fetcher,
             (frame, c2w, intrinsics, width, height),
@@ -76,6 +80,7 @@ class FetchingRenderer:
 
     def close(self) -> None:
         """End the threads."""
+        self._closed = True
         self._shut()
         self._fetcher.close()
 

@@ -112,6 +112,11 @@ class ImageExporter:
         """Whoever renders these frames from now on may write their files, too: they count as written."""
         self._expected, self._since = frozenset(frames), time.time()
 
+    def clear(self) -> None:
+        """Remove what processes that have ended since left half done in its folders."""
+        for folder in self._cleared:
+            remove_leftovers(folder)
+
     def path(self, frame: int) -> Path:
         """The file of a frame."""
         return self._paths[frame]

@@ -133,7 +133,7 @@ def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8]) -> A
     stream: as `png_stream` leaves it. None where nothing was written; an error is told in the log and left to the export, which meets it.
     """
     length, checksum, overfull, _ = HEAD.unpack(stream[: HEAD.size].tobytes())
-    if not length or overfull:
+    if not length or overfull or not picture.order.is_seen:
         return None
     try:
         path, label = picture.order.path(picture.frame), picture.order.label(picture.frame, digest)

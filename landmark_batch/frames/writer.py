@@ -247,14 +247,15 @@ class FrameWriter:
     def _rename(self, frames: Sequence[int], pixels: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
         """Rename the staged files of frames. Returns {output: file size a frame}."""
         with self._as_store_errors():
+            encoders = self._encoders
             for name, array in self._arrays.items():
-                if self._encoders[name] is None:  # several frames a file: Zarr joins them
+                if encoders[name] is None:  # several frames a file: Zarr joins them
                     for first, last in _runs(frames):
                         array[frames[first] : frames[last] + 1] = pixels[name][first : last + 1]
             durable.step("staged")
             self._fence()
             published = self._publish(self._opened(), frames)
-        files = {name: [self._chunk(name, frame) for frame in frames] for name in self._arrays}
+        files = {name: [self._chunk(name, frame) for frame in frames] for name in self._definition.spec.names}
         if any(file not in published for some in files.values() for file in some):
             raise StaleWriterError(f"{self._layout.root}: writer {self._worker} was closed while it wrote frames {list(frames)}")
         durable.step("published")

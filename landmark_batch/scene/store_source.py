@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from landmark_batch.errors import CheckpointError, StoreError
 from landmark_batch.object_client import SCHEMES, installed
-from landmark_batch.object_path import ObjectPath
+from landmark_batch.object_path import ObjectPath, as_store_path
 from landmark_batch.scene.location import SceneLocation, as_location
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,9 @@ class Retry:
 
 
 def open_source(location: SceneLocation, *, timeout: float = 60.0) -> Source:
-    """The source behind a path or URL; nothing is read yet. Raises CheckpointError for a URL that nothing installed here can read."""
+    """The source behind a path or URL; nothing is read yet. Raises CheckpointError for a URL that nothing installed here can read,
+    ConfigError for one that names no place in a bucket.
+    """
     place = as_location(location)
     if isinstance(place, Path):
         return FolderSource(place)
@@ -193,7 +195,9 @@ def open_source(location: SceneLocation, *, timeout: float = 60.0) -> Source:
     scheme, _, rest = place.partition("://")
     if scheme.lower() in SCHEMES and installed():
         bucket, _, key = rest.partition("/")
-        return ObjectSource(ObjectPath(f"{scheme.lower()}://{bucket}", key.strip("/")))
+        found = as_store_path(place) if key.strip("/") else ObjectPath(f"{scheme.lower()}://{bucket}", "")
+        assert isinstance(found, ObjectPath)
+        return ObjectSource(found)
     return FsspecSource(place)
 
 

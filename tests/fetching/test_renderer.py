@@ -28,7 +28,7 @@ from landmark_batch.scene.store import BlockStore
 from tests.parallel.test_fused_fetching import kernels_of_a_gpu, one_thread
 
 from .flights import HEIGHT, KINDS, LENS, POSES, WIDTH, frame, make_settings, open_fetching, route_of, write_store
-from .short_memory import room_for
+from .short_memory import room_for, room_for_tables
 
 __all__ = ["kernels_of_a_gpu", "one_thread"]
 
@@ -194,6 +194,22 @@ def test_out_of_memory_there_are_fewer_slots_and_the_same_bits(
     with room_for(0), pytest.raises(torch.OutOfMemoryError):
         frame(renderer, 0, frame=0)
     assert renderer._fetcher.capacity == 1
+
+
+def test_after_memory_for_not_one_slot_there_may_be_some_again(stored: tuple[str, Path, Path], opened: list[Any]) -> None:
+    store = BlockStore.open(stored[2])
+    settings = make_settings(store)
+    renderer = open_fetching(opened, store, settings, 4, None)
+    expected = frame(renderer, 2)
+    with room_for(0), room_for_tables(0):
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                frame(renderer, 2)
+    for name, values in frame(renderer, 2).items():
+        np.testing.assert_array_equal(values, expected[name])
+    renderer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        frame(renderer, 2)
 
 
 def test_the_order_of_a_regions_pixels_is_the_frames() -> None:

@@ -198,6 +198,8 @@ def test_an_order_that_cannot_be_given(tmp_path: Path) -> None:
     assert order is not None and order.made == 2
     withdraw(order)
     assert not (tmp_path / "new").exists() and tmp_path.exists()
+    assert write_picture(Picture(order, 0, HEIGHT, WIDTH), "d", streams_of(RGB[:1])[0]) is None
+    assert not (tmp_path / "new").exists(), "nobody wants it any more"
     (tmp_path / "new").write_text("a file in its place")
     withdraw(order)
     assert not order.is_seen

@@ -62,6 +62,22 @@ def test_a_writer_that_is_closed_under_its_commit_says_so_and_records_nothing(fa
     assert verify_store(store.path).ok
 
 
+def test_a_writer_that_is_closed_when_its_files_have_their_names_records_them(fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = create(fast_path / "a.zarr")
+    writer, sync = store.writer("w0"), durable.sync_directories
+
+    def closing(places: Any) -> None:
+        sync(places)
+        writer.close()
+
+    monkeypatch.setattr(durable, "sync_directories", closing)
+    with writer.begin([0, 1], [PRINTS[0], PRINTS[1]]) as pending:
+        pending.take(stacked(store, [0, 1]))
+        pending.finish(seconds=1.0)
+    assert sorted(store.finished()) == [0, 1]
+    assert verify_store(store.path).ok
+
+
 def test_receipt_and_record(fast_path: Path) -> None:
     store = create(fast_path / "a.zarr")
     frames = [0, 1, 4]

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from landmark_batch.kernels.fused import pad_channels
 from landmark_batch.model.field import STORAGE
 from landmark_batch.scene import store_load
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.config import SceneConfig
 from landmark_batch.scene.shard import ChannelShard
-from tests.fetching.flights import write_store
+from landmark_batch.scene.store import BlockStore
+from landmark_batch.workflows.renderers import _first_place
+from tests.fetching.flights import make_settings, write_store
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -39,6 +42,19 @@ def test_planes_come_to_their_place(tmp_path: Path, device: str, kind: str, prec
         assert torch.equal(new, old.to(there, STORAGE[precision]))
     assert found.density_lines[0].device.type == "cpu" and found.density_lines[0].dtype == torch.float32
     assert all(torch.equal(old, new) for old, new in zip(expected.app_lines, found.app_lines, strict=True))
+
+
+@pytest.mark.parametrize("channels", [16, 6])
+def test_kernels_take_the_planes_as_they_came(tmp_path: Path, channels: int) -> None:
+    """A device that has a scene once must not hold it twice; where channels are filled up, planes come to the host first."""
+    _, store = write_store(tmp_path, "blocks", density_channels=8, appearance_channels=channels)
+    weights = load_scene(store, planes=lambda _: (torch.device("cpu"), torch.float16))
+    for plane in (*weights.density_planes, *weights.app_planes):
+        assert (pad_channels(plane) is plane) == (plane.shape[-1] % 8 == 0)
+    for runtime, first in (("fused", "cuda" if channels == 16 else "cpu"), ("torch", "cuda")):
+        settings = make_settings(BlockStore.open(store), runtime=runtime)
+        assert _first_place(weights.config, settings, "cuda", None) == first
+        assert _first_place(weights.config, settings, "cuda", ChannelShard(0, 2)) == ("cuda" if runtime == "torch" else "cpu")
 
 
 def test_a_checkpoint_comes_as_it_always_does(tmp_path: Path) -> None:

@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 from landmark_batch.errors import GroupError
 from landmark_batch.events import ChunkFailed, Event
-from landmark_batch.object_path import StorePath, as_store_path
+from landmark_batch.object_client import ObjectStoreError
+from landmark_batch.object_path import ObjectPath, StorePath, as_store_path
 from landmark_batch.parallel.shape import Candidate, GroupShape
-from landmark_batch.workflows import machine
+from landmark_batch.workflows import machine, member
 from landmark_batch.workflows.crew import FORMATIONS, Crew
 from landmark_batch.workflows.crew_group import CrewGroup
+from landmark_batch.workflows.member import GroupMember, JoinOrder
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.slot_limit import SlotLimit
 from tests.workflows.block_jobs import block_job
@@ -140,6 +143,28 @@ def test_a_limit_that_cannot_be_written_changes_nothing(tmp_path: Path, caplog: 
     limit = SlotLimit(tmp_path / "gone")
     assert limit.halve(4) == "" and limit.most() is None
     assert f"{tmp_path / 'gone'}: cannot note that fewer slots are to be taken" in caplog.text
+
+
+def test_an_object_store_that_does_not_answer_changes_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ObjectStoreError("s3://bucket: HTTP 503")
+
+    monkeypatch.setattr(ObjectPath, "put", refuse)
+    limit = SlotLimit(ObjectPath("s3://bucket", "city.zarr/runs/1"))
+    assert limit.halve(4) == ""
+    assert "HTTP 503" in caplog.text
+
+
+def test_a_rank_ends_whatever_becomes_of_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    ended: list[int] = []
+    monkeypatch.setattr(member, "end_process", lambda code, *_, **__: ended.append(code))
+    monkeypatch.setattr(member.threading.Event, "wait", lambda *_: True)
+    monkeypatch.setattr(SlotLimit, "halve", lambda *_: 1 / 0)
+    order = JoinOrder("run", "g0", 1, 1, 2, 1)
+    rank = GroupMember(order, tmp_path, "here", cast(Any, None), tell=told.append, session=cast(Any, None), rendezvous=None)
+    rank.fence(torch.OutOfMemoryError("all of it"), "")
+    assert [message["own"] for message in told] == [True] and told[0]["fewer"] == "" and ended == [member.CRASH_EXIT]
 
 
 class NoCluster:

@@ -238,6 +238,12 @@ def test_speeds_are_kept_by_machine_and_scene(tmp_path: Path) -> None:
     assert (speed.seconds_per_megasample, speed.same_scene) == (1.5, True)
     assert speed.seconds(frames=10, pixels=1000, samples=100, workers=2) == pytest.approx(0.75)
     assert recall_speed(SpeedKey("there", "a CPU", 2, "torch", "fp32", "hull"), "scene", 1.0, file=file) is None
+    for wrong in (0, None, "many", float("nan"), -1.0):
+        entries = json.loads(file.read_text())
+        file.write_text(json.dumps([{**entry, "megasamples": wrong} for entry in entries]))
+        assert recall_speed(key, "scene", 1.0, file=file) is None
+        record_speed(key, "scene", 1.5, 1.0, file=file)
+    assert recall_speed(key, "scene", 1.0, file=file) is not None
     file.write_text("{broken")
     assert recall_speed(key, "scene", 1.0, file=file) is None
     record_speed(key, "scene", 1.0, 1.0, file=file)
