@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
@@ -71,31 +72,32 @@ class ServerProcess:
         self._folder.cleanup()
 
 
-class ObjectServer:
+class ObjectServer(ABC):
     """scheme: of its URLs. credential: the environment variable that its users need first. address: where they send requests."""
 
     scheme: str
     credential: str
     address: str
 
+    @abstractmethod
     def settings(self, address: str, *, key: str = "") -> dict[str, str]:
         """The environment variables of a user whose requests go to `address`. key: in place of the account's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def another_key(self) -> str:
         """One that is as good as the account's, and is not."""
-        raise NotImplementedError
 
     def forward(self) -> Forward:
         """How a relay before it passes requests on."""
         return forward_to(int(self.address.rpartition(":")[2]))
 
+    @abstractmethod
     def bucket(self) -> str:
         """A new, empty one: 's3://name'."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """End it."""
 
     @contextmanager
     def relay(self, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Iterator[str]:
@@ -118,6 +120,9 @@ class AmazonServer(ObjectServer):
     def settings(self, address: str, *, key: str = "") -> dict[str, str]:
         keys = {"AWS_ACCESS_KEY_ID": key or "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
         return {**keys, "AWS_ENDPOINT_URL": address}
+
+    def another_key(self) -> str:
+        return "another"  # moto takes any
 
     def bucket(self) -> str:
         name = f"b{secrets.token_hex(6)}"

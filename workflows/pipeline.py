@@ -217,7 +217,7 @@ class FramePipeline:
 
         def finish() -> None:
             pending.finish()
-            self._refused = not HEAD.unpack(stream[: HEAD.size].tobytes())[0]  # no memory for it, as a rule: not asked again
+            self._refused |= not HEAD.unpack(stream[: HEAD.size].tobytes())[0]  # no memory for it, as a rule: not asked again
 
         return pending.stage, finish
 

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KERNEL_CHANNELS = 8  # that a load of a CUDA kernel takes: tables have a multiple
-
 
 class RenderedFrame(Protocol):
     """counters: what the frame cost. numpy(): rgb [H, W, 3], depth [H, W], alpha [H, W], float32."""
@@ -289,8 +287,9 @@ def load_whole(
 
 def _first_place(config: SceneConfig, settings: RenderSettings, device: str, shard: ChannelShard | None) -> str:
     """Where planes are read to: the device that renders, unless it would then hold them twice while kernels' channels are filled up."""
+    from landmark_batch.fetching.block_reader import GROUP
     from landmark_batch.scene.shard import WHOLE
 
     widths = [(shard or WHOLE).span(channels)[2] for channels in (config.density_channels, config.appearance_channels)]
-    filled = settings.runtime == "fused" and any(width % KERNEL_CHANNELS for width in widths)
+    filled = settings.runtime == "fused" and any(width % GROUP for width in widths)
     return "cpu" if filled else device

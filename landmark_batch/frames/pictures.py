@@ -101,13 +101,13 @@ def can_be_ordered(store: StorePath, spec: StoreSpec, settings: ImageSettings) -
 def order_pictures(folder: Path, name: str, settings: ImageSettings) -> PictureOrder | None:
     """Make the folder and its mark, which `withdraw` removes. None where that cannot be, as the export will tell."""
     folder = folder.absolute()
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
         make_folder(folder)
         mark = temporary_name(folder / "mark")
         with output_file(mark) as temporary:
             temporary.touch()
-    except LandmarkError as error:
+    except (LandmarkError, OSError) as error:
         _log.info("no PNGs are asked of those who render: %s", error)
         return None
     return PictureOrder(str(folder), mark.name, name, settings.pattern, settings.start_number, len(missing))

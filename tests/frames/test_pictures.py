@@ -190,10 +190,16 @@ def test_a_process_that_is_lost_leaves_nothing(store: FrameStore, order: Picture
     made.close()
 
 
-def test_an_order_that_cannot_be_given(tmp_path: Path) -> None:
+def test_an_order_that_cannot_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
     (tmp_path / "file").write_text("no folder")
     assert order_pictures(tmp_path / "file", "city", ImageSettings()) is None
     assert order_pictures(tmp_path / "file" / "deep", "city", ImageSettings()) is None
+    with monkeypatch.context() as locked:  # a folder that may not be looked into, also for root
+        locked.setattr(Path, "exists", refuse)
+        assert order_pictures(tmp_path / "locked" / "deep", "city", ImageSettings()) is None
     order = order_pictures(tmp_path / "new" / "deep", "city", ImageSettings())
     assert order is not None and order.made == 2
     withdraw(order)
