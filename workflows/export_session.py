@@ -17,7 +17,7 @@ from landmark_batch.frames.export_images import ImageExporter, ImageReport, join
 from landmark_batch.frames.export_video import Stopped, VideoExporter, VideoReport
 from landmark_batch.frames.image_processes import BEGIN_BYTES, ImageProcesses
 from landmark_batch.frames.latest import LatestPicture, latest_file
-from landmark_batch.frames.pictures import PictureOrder, can_be_ordered, order_pictures, withdraw
+from landmark_batch.frames.pictures import PictureOrder, can_be_ordered, order_pictures, remove_made, withdraw
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob
@@ -226,6 +226,8 @@ class ExportSession:
         for exporter in self._images:
             exporter.close()
             exporter.clear()
+        if self.pictures is not None:
+            remove_made(self.pictures)
 
     def _result(self) -> ExportResult:
         images = tuple(joined(reports) for reports in self._reports if reports)

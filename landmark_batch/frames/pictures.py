@@ -99,7 +99,7 @@ def can_be_ordered(store: StorePath, spec: StoreSpec, settings: ImageSettings) -
 
 
 def order_pictures(folder: Path, name: str, settings: ImageSettings) -> PictureOrder | None:
-    """Make the folder and its mark, which `withdraw` removes. None where that cannot be, as the export will tell."""
+    """Make the folder and its mark, which `remove_made` and `withdraw` remove. None where that cannot be, as the export will tell."""
     folder = folder.absolute()
     try:
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -114,10 +114,15 @@ def order_pictures(folder: Path, name: str, settings: ImageSettings) -> PictureO
 
 
 def withdraw(order: PictureOrder) -> None:
-    """No more are wanted; folders that were made for them go, where nothing is in them. Never raises; safe to call twice."""
+    """No more are wanted. Never raises; safe to call twice."""
+    with suppress(OSError):
+        (Path(order.folder) / order.mark).unlink(missing_ok=True)
+
+
+def remove_made(order: PictureOrder) -> None:
+    """Remove the folders that were made for it where nothing is in them, once nobody writes there any more. Never raises."""
     folder = Path(order.folder)
     with suppress(OSError):
-        (folder / order.mark).unlink(missing_ok=True)
         for place in (folder, *folder.parents)[: order.made]:
             place.rmdir()
 

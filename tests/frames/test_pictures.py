@@ -26,6 +26,7 @@ from landmark_batch.frames.pictures import (
     discard,
     order_pictures,
     publish,
+    remove_made,
     stream_bytes,
     withdraw,
     write_picture,
@@ -203,11 +204,14 @@ def test_an_order_that_cannot_be_given(tmp_path: Path, monkeypatch: pytest.Monke
     order = order_pictures(tmp_path / "new" / "deep", "city", ImageSettings())
     assert order is not None and order.made == 2
     withdraw(order)
+    assert (tmp_path / "new" / "deep").is_dir(), "the export may be about to write there"
+    remove_made(order)
     assert not (tmp_path / "new").exists() and tmp_path.exists()
     assert write_picture(Picture(order, 0, HEIGHT, WIDTH), "d", streams_of(RGB[:1])[0]) is None
     assert not (tmp_path / "new").exists(), "nobody wants it any more"
     (tmp_path / "new").write_text("a file in its place")
     withdraw(order)
+    remove_made(order)
     assert not order.is_seen
 
 
