@@ -24,7 +24,7 @@ lint:
 	@$$python -m zipfile -e .lint/*.whl .lint/site
 	@cd .lint/site && $(if $(findstring installed,$(TORCH)),$$python,../../$$python) -m mypy --strict --config-file ../../pyproject.toml -p landmark_batch
 
-# every .cu by nvcc alone: one architecture in `make test`, all in kernels-all
+# every .cu by nvcc alone: one architecture in `make test`, all in kernels-all; the bindings by the headers of any torch that has CUDA's
 ARCHITECTURES := 80 86 89 90a 100
 kernels-check: ARCHITECTURES := 90a
 kernels-check kernels-all:
@@ -33,6 +33,10 @@ kernels-check kernels-all:
 	@    for arch in $(ARCHITECTURES); do for file in kernels/csrc/cuda/*.cu; do
 	@        echo "nvcc sm_$$arch $$file"; nvcc -O3 -std=c++17 -arch=sm_$$arch -cubin -o .lint/$$(basename $$file .cu).sm_$$arch.cubin $$file
 	@    done; done
+	@    python=$$(.ci/environment dev); headers=$$($$python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "include")')
+	@    if [ -e "$$headers/c10/cuda/CUDAGuard.h" ]; then for file in kernels/csrc/cuda/*.cpp; do
+	@        echo "nvcc $$file"; nvcc -x c++ -std=c++20 -DC10_CUDA_NO_CMAKE_CONFIGURE_FILE -Xcompiler -fPIC,-fsyntax-only -isystem $$headers -isystem $$headers/torch/csrc/api/include -c -o .lint/binding.o $$file
+	@    done; fi
 	@else echo "no nvcc, or no CUDA sources: compile check left out"; fi
 
 test: lint kernels-check

@@ -71,8 +71,9 @@ def _cuda(tools: Toolchain, architectures: Sequence[str]) -> str:
         "  description = $in",
     ]
     lines += [f"build {path.stem}.o: kernels $src/{path.name}" for path in sources]
-    lines.append("build binding.o: binding $src/binding.cpp")
-    objects = [f"{path.stem}.o" for path in sources] + ["binding.o"]
+    bindings = [path for path in source_files("cuda") if path.suffix == ".cpp"]
+    lines += [f"build {path.stem}.o: binding $src/{path.name}" for path in bindings]
+    objects = [f"{path.stem}.o" for path in (*sources, *bindings)]
     return _finish(lines, "cuda", objects, "-Wl,--no-as-needed -lc10_cuda -ltorch_cuda -ltorch_cpu -lc10")
 
 

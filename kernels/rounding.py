@@ -1,6 +1,8 @@
-"""The op that rounds a frame: floats to what a store holds, and whether a value cannot be stored. Compiled for CUDA."""
+"""The ops that round a frame: floats to what a store holds, and whether a value cannot be stored. Compiled for CUDA."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +11,10 @@ from .library import NAMESPACE
 
 TOPS = {torch.uint8: 255.0, torch.int16: 65535.0}  # int16 holds unsigned values of its width: not every device computes with those
 _SCHEMA = "(Tensor values, Tensor? alpha, float limit, Tensor(a!) out, Tensor(b!) wrong, int index) -> ()"
+
+_READ_BACK = (
+    "(Tensor[] planes, Tensor?[] alphas, float[] limits, Tensor(a!)[] places, Tensor(b!) wrong, Tensor(c!)? picture, int index) -> ()"
+)
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -32,12 +38,40 @@ def _reference(values: Tensor, alpha: Tensor | None, limit: float, out: Tensor, 
     out.copy_(rounded(joined, out.dtype).view(out.shape))
 
 
+def _read_back(
+    planes: Sequence[Tensor],
+    alphas: Sequence[Tensor | None],
+    limits: Sequence[float],
+    places: Sequence[Tensor],
+    wrong: Tensor,
+    picture: Tensor | None,
+    index: int,
+) -> None:
+    """planes, alphas, limits: of each output, as of `quantise`. places: get them, in their types. wrong [n] int32: its words.
+
+    On a CUDA device all is done by its current stream, into pinned host memory. picture: gets `png_stream` of output `index`, which is
+    [H, W, 3] uint8, if kernels are loaded that make it and the device has the memory for it.
+    """
+    device = planes[0].device
+    words = torch.zeros(len(planes), dtype=torch.int32, device=device)
+    for i, (values, alpha, limit, place) in enumerate(zip(planes, alphas, limits, places, strict=True)):
+        for plane in (values, alpha):
+            if plane is not None and plane.is_cuda:
+                plane.record_stream(torch.cuda.current_stream(device))
+        out = torch.empty(place.shape, dtype=place.dtype, device=device)
+        _reference(values, alpha, limit, out, words, i)
+        place.copy_(out, non_blocking=True)
+    wrong.copy_(words, non_blocking=True)
+
+
 def _no_shape(*_: object) -> None:
     return None
 
 
-torch.library.define(f"{NAMESPACE}::quantise", _SCHEMA)
-torch.library.impl(f"{NAMESPACE}::quantise", "default", _reference)
-torch.library.register_fake(f"{NAMESPACE}::quantise", _no_shape)
+for _name, _schema, _function in (("quantise", _SCHEMA, _reference), ("read_back", _READ_BACK, _read_back)):
+    torch.library.define(f"{NAMESPACE}::{_name}", _schema)
+    torch.library.impl(f"{NAMESPACE}::{_name}", "default", _function)
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_shape)
 
 quantise = torch.ops.landmark_batch.quantise
+read_back = torch.ops.landmark_batch.read_back

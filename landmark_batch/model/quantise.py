@@ -17,9 +17,9 @@ from torch import Tensor
 
 from landmark_batch.errors import PixelError
 from landmark_batch.kernels.picture import png_stream
-from landmark_batch.kernels.rounding import quantise, rounded
+from landmark_batch.kernels.rounding import read_back, rounded
 from landmark_batch.model.profile import span
-from landmark_batch.model.transfer import ALIGN, Fetch, side_stream
+from landmark_batch.model.transfer import Landing, side_stream
 
 FLOAT16_MAX = 65504.0
 BAND = 2**15 - 1  # values converted at once on a CPU: one more, and torch would share them out to its threads
@@ -80,8 +80,7 @@ def quantise_begin(
     parts = [(output, _planes(rendered, output)) for output in outputs]
     if into is not None:
         for output, planes in parts:
-            shape = tuple(planes[0].shape) if len(planes) == 1 else (*planes[0].shape[:2], 4)
-            check_place(into[output.name], shape, output)
+            check_place(into[output.name], _shape(planes), output)
     device = parts[0][1][0].device if parts else torch.device("cpu")
     if device.type == "cuda":
         return _DevicePixels(parts, frame, into, picture, device, after)
@@ -121,37 +120,38 @@ class _DevicePixels(PendingPixels):
         self._parts, self._frame, self._into = parts, frame, into
         places = [pinned_place(into[output.name]) if into is not None else None for output, _ in parts]
         self._direct = [place is not None for place in places]
+        kinds = [((len(parts),), torch.int32), *((_shape(planes), STORED[output.dtype]) for output, planes in parts)]
+        self._landing = Landing(kinds, [None, *places])
+        wrong, *values = self._landing.tensors
+        index, room = _picture_of([output for output, _ in parts], picture)
         side = side_stream(device)
         if after is not None:
             side.wait_event(after)
         else:
             side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side), torch.inference_mode():
-            for _, planes in parts:
-                for plane in planes:
-                    plane.record_stream(side)  # its memory is not another's before the side stream has read it
-            with span("quantise", device):
-                wrong = torch.zeros(len(parts), dtype=torch.int32, device=device)
-                values = [_rounded(planes, output, wrong, index) for index, (output, planes) in enumerate(parts)]
-            streams, rooms = picture_stream([output for output, _ in parts], values, picture)
-            with span("copy", device):
-                self._fetch = Fetch([wrong, *values, *streams], [None, *places, *rooms], device)
+        colours, alphas = [planes[0] for _, planes in parts], [planes[1] if len(planes) > 1 else None for _, planes in parts]
+        limits = [_largest(output) for output, _ in parts]
+        with torch.cuda.stream(side), torch.inference_mode(), span("read back", device):
+            read_back(colours, alphas, limits, values, wrong, room, index)  # one op: other threads wait for Python's lock as well
+        self._over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._over.record(side)
 
     def finish(self) -> dict[str, NDArray[Any]]:
-        wrong, *values = self._fetch.wait()
+        self._over.synchronize()
+        wrong, *values = self._landing.tensors
         try:
             if bool(wrong.any()):
                 _refuse(self._parts, self._frame)
             found = {}
             with span("unpack"):
-                for (output, _), value, direct in zip(self._parts, values, self._direct, strict=False):
+                for (output, _), value, direct in zip(self._parts, values, self._direct, strict=True):
                     if direct and self._into is not None:
                         found[output.name] = self._into[output.name]
                     else:
                         found[output.name] = stored(value, output, self._into, own=False)
             return found
         finally:
-            self._fetch.release()
+            self._landing.release()
 
 
 def stored(values: Tensor, output: Output, into: Mapping[str, NDArray[Any]] | None, *, own: bool) -> NDArray[Any]:
@@ -185,39 +185,39 @@ def picture_stream(
     """The image data of a PNG of rgb, made by the current stream, and the pinned memory that it is for; nothing where there is no such
     output, nowhere to put it, or too little of the device's memory. values: of the outputs, in their stored types, on a CUDA device.
     """
-    place = None if picture is None else pinned_place(picture)
-    for output, value in zip(outputs, values, strict=True):
-        if place is not None and (output.name, output.dtype, output.channels) == ("rgb", "uint8", 3):
-            try:
-                with span("picture", value.device):
-                    stream = torch.empty(place.shape, dtype=torch.uint8, device=value.device)
-                    png_stream(value, stream)
-            except torch.OutOfMemoryError:
-                break
-            return [stream], [place]
-    return [], []
+    index, place = _picture_of(outputs, picture)
+    if place is None:
+        return [], []
+    value = values[index]
+    try:
+        with span("picture", value.device):
+            stream = torch.empty(place.shape, dtype=torch.uint8, device=value.device)
+            png_stream(value, stream)
+    except torch.OutOfMemoryError:
+        return [], []
+    return [stream], [place]
+
+
+def _picture_of(outputs: Sequence[Output], picture: NDArray[np.uint8] | None) -> tuple[int, Tensor | None]:
+    """Which output a PNG is made of, and the pinned memory for its image data; None: none is."""
+    found = [index for index, output in enumerate(outputs) if (output.name, output.dtype, output.channels) == ("rgb", "uint8", 3)]
+    place = pinned_place(picture) if picture is not None and found else None
+    return (found[0], place) if place is not None else (-1, None)
 
 
 def _planes(rendered: Mapping[str, Tensor], output: Output) -> list[Tensor]:
     return [rendered[output.name], rendered["alpha"]] if output.channels == 4 else [rendered[output.name]]
 
 
+def _shape(planes: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of these planes joined."""
+    return tuple(planes[0].shape) if len(planes) == 1 else (*planes[0].shape[:2], 4)
+
+
 def _wrong(planes: Sequence[Tensor], output: Output) -> Tensor:
     """Whether a value of these planes cannot be stored: bool, on the device."""
     largest = torch.stack([plane.abs().amax() if plane.numel() else plane.new_zeros(()) for plane in planes]).amax()  # NaN stays NaN
     return ~(largest <= _largest(output))
-
-
-def _rounded(planes: Sequence[Tensor], output: Output, wrong: Tensor, index: int) -> Tensor:
-    """`converted`, and `_wrong` in wrong[index], by one op."""
-    colour, *alpha = (
-        plane if plane.is_contiguous() and plane.data_ptr() % ALIGN == 0 else plane.clone(memory_format=torch.contiguous_format)
-        for plane in planes
-    )
-    shape = colour.shape if not alpha else (*colour.shape[:2], 4)
-    values = torch.empty(shape, dtype=STORED[output.dtype], device=colour.device)
-    quantise(colour, alpha[0] if alpha else None, _largest(output), values, wrong, index)
-    return values
 
 
 def _largest(output: Output) -> float:
@@ -235,8 +235,7 @@ def _in_bands(planes: Sequence[Tensor], output: Output) -> tuple[Tensor, Tensor]
     which would spin on after the work and take cores from the next frame's tiles.
     """
     flat = [plane.flatten(0, 1) for plane in planes]
-    shape = planes[0].shape if len(planes) == 1 else (*planes[0].shape[:2], 4)
-    values = torch.empty(shape, dtype=STORED[output.dtype])
+    values = torch.empty(_shape(planes), dtype=STORED[output.dtype])
     rows = values.flatten(0, 1)
     wrong = torch.zeros((), dtype=torch.bool)
     step = BAND // 4

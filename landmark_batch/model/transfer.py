@@ -95,6 +95,29 @@ class Fetch:
         _BUFFERS.give(self._buffer)
 
 
+class Landing:
+    """Pinned host memory that a device copies into by itself: `places`, where there are such, and parts of a buffer for the others.
+
+    kinds: (shape, dtype) of each. tensors: in the same order; those without a place of their own hold until `release`.
+    """
+
+    def __init__(self, kinds: Sequence[tuple[Sequence[int], torch.dtype]], places: Sequence[Tensor | None]) -> None:
+        starts, size = [], 0
+        for (shape, dtype), place in zip(kinds, places, strict=True):
+            starts.append(size)
+            size += -(-math.prod(shape) * dtype.itemsize // ALIGN) * ALIGN if place is None else 0
+        self._buffer = _BUFFERS.take(size)
+        self.tensors = [
+            self._buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(*shape) if place is None else place
+            for start, (shape, dtype), place in zip(starts, kinds, places, strict=True)
+        ]
+
+    def release(self) -> None:
+        """Give the buffer back, once, when nothing is written into it any more."""
+        self.tensors = []
+        _BUFFERS.give(self._buffer)
+
+
 class HostWord:
     """A few integers of a device on their way to the host. over: on a CUDA device, the event after all that its current stream was told
     before they were asked for; None on a CPU.

@@ -1,4 +1,4 @@
-"""`quantise`: the bits of frames.pixels.quantise, and no value that cannot be stored goes unseen."""
+"""`quantise`, `read_back`: the bits of frames.pixels.quantise, and no value that cannot be stored goes unseen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from landmark_batch.frames.pixels import quantise as on_the_host
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.kernels import build
-from landmark_batch.kernels.rounding import quantise
+from landmark_batch.kernels.picture import png_stream
+from landmark_batch.kernels.rounding import quantise, read_back
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = {"uint8": torch.uint8, "uint16": torch.int16, "float16": torch.float16, "float32": torch.float32}
@@ -69,6 +70,40 @@ def test_one_value_that_cannot_be_stored(device: str, dtype: str, bad: float) ->
             assert call(device, dtype, floats(*size, 3), alpha)[1] == expected
 
 
+def host(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    return torch.full(shape, 77, dtype=dtype, pin_memory=device == "cuda")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_frame_is_read_back_whole(device: str) -> None:
+    usable(device)
+    rgb, alpha, depth = floats(17, 61, 3), floats(17, 61), floats(17, 61 * 2)[:, ::2] * 1e5
+    frame = {"rgb": rgb.numpy(), "depth": depth.numpy(), "alpha": alpha.numpy()}
+    outputs = [
+        OutputSpec("alpha", "float32"),
+        OutputSpec("rgb", "uint8", 3),
+        OutputSpec("rgb", "uint16", 4),
+        OutputSpec("depth", "float16"),
+    ]
+    planes = [tensor.to(device) for tensor in (alpha, rgb, rgb, depth)]
+    alphas = [None, None, alpha.to(device), None]
+    limits = [LIMITS.get(output.dtype, LARGEST) for output in outputs]
+    shapes = [tuple(plane.shape) if alpha is None else (17, 61, 4) for plane, alpha in zip(planes, alphas, strict=True)]
+    places = [host(shape, DTYPES[output.dtype], device) for shape, output in zip(shapes, outputs, strict=True)]
+    wrong, picture = host((4,), torch.int32, device), host((8192,), torch.uint8, device)
+    read_back(planes, alphas, limits, places, wrong, picture, 1)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        stream = torch.empty(8192, dtype=torch.uint8, device=device)
+        png_stream(places[1].to(device), stream)
+        length = 16 + int(stream[:4].view(torch.int32).item())
+        assert length > 1000 and picture[:length].equal(stream[:length].cpu())
+    assert wrong.tolist() == [0, 0, 0, 1]
+    for output, place in zip(outputs[:3], places, strict=False):
+        (expected,) = on_the_host(frame, [output], frame=0).values()
+        assert place.numpy().view(expected.dtype).tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_opcheck(device: str) -> None:
@@ -77,3 +112,13 @@ def test_opcheck(device: str) -> None:
         out = torch.zeros(5, 7, 3 if alpha is None else 4, dtype=torch.uint8, device=device)
         wrong = torch.zeros(2, dtype=torch.int32, device=device)
         torch.library.opcheck(torch.ops.landmark_batch.quantise.default, (floats(5, 7, 3).to(device), alpha, LARGEST, out, wrong, 0))
+        read = (
+            [floats(5, 7, 3).to(device)],
+            [alpha],
+            [LARGEST],
+            [host(tuple(out.shape), torch.uint8, device)],
+            host((1,), torch.int32, device),
+            None,
+            -1,
+        )
+        torch.library.opcheck(torch.ops.landmark_batch.read_back.default, read)

@@ -122,17 +122,19 @@ struct LmFeatures {
 struct LmPng {
     const unsigned char* pixels;
     int rows, bytes;
-    unsigned char* lines;        // [rows, bytes + 1]
+    unsigned* lines;             // [rows, LM_PNG_LINE(bytes)]
+    void* pieces;                // [rows, LM_PNG_PIECES(bytes)] of 16 bytes
     void* sums;                  // [rows] of 16 bytes
     int* counts;                 // [LM_PNG_SYMBOLS]
+    unsigned short* row_counts;  // [rows, LM_PNG_SYMBOLS]
     unsigned* table;             // [LM_PNG_SYMBOLS]
-    unsigned short* piece_bits;  // [rows, LM_PNG_PIECES(bytes)]
     int* row_bits;               // [rows]
     unsigned* out;               // [words]
     int64_t words;
 };
 #define LM_PNG_SYMBOLS 277
 #define LM_PNG_PIECES(bytes) ((bytes) / 64 + 1)
+#define LM_PNG_LINE(bytes) (((bytes) + 3) / 4 + 1)  // words
 
 enum { LM_UINT8, LM_UINT16, LM_FLOAT16, LM_FLOAT32 };  // what lm_quantise makes
 

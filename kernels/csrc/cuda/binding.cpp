@@ -1,5 +1,4 @@
-// The thin torch side of the CUDA kernels: tensors to pointers, current stream and device, errors to exceptions.
-#include <ATen/core/Tensor.h>
+// The thin torch side of the CUDA kernels that march and shade: tensors to pointers, current stream and device, errors to exceptions.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -9,28 +8,18 @@
 #include <algorithm>
 
 #include "abi.h"
+#include "binding.h"
 
 namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int PNG_SHARED = 36 * 1024;  // bytes for a row: with what the kernels take beside it, any device has them
-
-void check(int code, const char* what) {
-    TORCH_CHECK(code == 0, what, ": ", cudaGetErrorString(static_cast<cudaError_t>(code)));
-}
-
 int attribute(cudaDeviceAttr which) {
     int device, value;
     check(cudaGetDevice(&device), "device");
     check(cudaDeviceGetAttribute(&value, which, device), "device attribute");
     return value;
-}
-
-template <typename T>
-T* data(const Tensor& t) {
-    return t.numel() == 0 ? nullptr : static_cast<T*>(t.data_ptr());
 }
 
 LmField field_of(c10::ArrayRef<double> box, at::IntArrayRef division, const OptionalTensor& slots, at::TensorList planes, at::TensorList lines, int64_t resolutions,
@@ -258,80 +247,6 @@ Tensor features(const Tensor& rays, const Tensor& list, int64_t count, c10::Arra
     return out;
 }
 
-// pixel_rays(c2w [3, 4], intrinsics [4], pixel_center, pixel_index [R], width) -> [R, 6]
-Tensor pixel_rays(const Tensor& c2w, const Tensor& intrinsics, double pixel_center, const Tensor& pixel_index, int64_t width) {
-    const c10::cuda::CUDAGuard guard(pixel_index.device());
-    const Tensor pose = c2w.contiguous(), lens = intrinsics.contiguous(), index = pixel_index.contiguous();
-    TORCH_CHECK(pose.is_cuda() && lens.is_cuda() && pose.scalar_type() == at::kFloat && lens.scalar_type() == at::kFloat && index.scalar_type() == at::kLong && pose.numel() == 12 &&
-                    lens.numel() == 4,
-                "pixel_rays takes float32 [3, 4] and [4], and int64, on one device");
-    Tensor rays = at::empty({index.size(0), 6}, pose.options());
-    check(lm_pixel_rays(data<float>(pose), data<float>(lens), static_cast<float>(pixel_center), data<int64_t>(index), index.size(0), width, data<float>(rays),
-                        c10::cuda::getCurrentCUDAStream()),
-          "pixel_rays");
-    return rays;
-}
-
-// ray_hull(rays [R, 6], far, floor) -> [R]
-Tensor ray_hull(const Tensor& rays, double far, double floor) {
-    const c10::cuda::CUDAGuard guard(rays.device());
-    const Tensor read = rays.contiguous();
-    TORCH_CHECK(read.scalar_type() == at::kFloat && read.dim() == 2 && read.size(1) == 6, "rays: [R, 6] float32");
-    Tensor extent = at::empty({read.size(0)}, read.options());
-    check(lm_ray_hull(data<float>(read), read.size(0), static_cast<float>(far), static_cast<float>(floor), data<float>(extent), c10::cuda::getCurrentCUDAStream()), "ray_hull");
-    return extent;
-}
-
-// quantise(values [..., C], alpha, limit, out, wrong [n] int32, index): out gets the values in its type, wrong[index] 1 where one cannot be stored
-void quantise(const Tensor& values, const OptionalTensor& alpha, double limit, Tensor out, Tensor wrong, int64_t index) {
-    const c10::cuda::CUDAGuard guard(values.device());
-    const int64_t count = out.numel();
-    TORCH_CHECK(values.scalar_type() == at::kFloat && values.is_contiguous() && out.is_contiguous() && wrong.scalar_type() == at::kInt && wrong.is_contiguous() && index >= 0 &&
-                    index < wrong.numel(),
-                "values: float32, contiguous, as out is; wrong: int32, of more than ", index, " values");
-    TORCH_CHECK(reinterpret_cast<uintptr_t>(values.data_ptr()) % 16 == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % 16 == 0, "values and out: at multiples of 16 bytes");
-    if (alpha.has_value()) {
-        TORCH_CHECK(alpha->scalar_type() == at::kFloat && alpha->is_contiguous() && values.numel() == 3 * alpha->numel() && count == 4 * alpha->numel(), "alpha: one float32 a pixel");
-    } else {
-        TORCH_CHECK(values.numel() == count, "out: as many values as there are");
-    }
-    int kind = LM_FLOAT32;
-    switch (out.scalar_type()) {
-        case at::kByte: kind = LM_UINT8; break;
-        case at::kShort: kind = LM_UINT16; break;
-        case at::kHalf: kind = LM_FLOAT16; break;
-        case at::kFloat: break;
-        default: TORCH_CHECK(false, "out: uint8, int16 (of unsigned values), float16 or float32");
-    }
-    check(lm_quantise(data<float>(values), alpha.has_value() ? data<float>(*alpha) : nullptr, count, static_cast<float>(limit), kind, data<void>(out), data<int>(wrong) + index,
-                      c10::cuda::getCurrentCUDAStream()),
-          "quantise");
-}
-
-// png_stream(pixels [H, W, 3] uint8, out [N] uint8): out gets the length and the checksum of a stream, and the stream
-void png_stream(const Tensor& pixels, Tensor out) {
-    const c10::cuda::CUDAGuard guard(pixels.device());
-    TORCH_CHECK(pixels.dim() == 3 && pixels.size(2) == 3 && pixels.scalar_type() == at::kByte && pixels.is_contiguous() && pixels.numel() > 0 && pixels.size(0) < (1 << 20),
-                "pixels: [H, W, 3] uint8, contiguous");
-    TORCH_CHECK(out.device() == pixels.device() && out.dim() == 1 && out.scalar_type() == at::kByte && out.is_contiguous() && out.numel() >= 256 && out.numel() % 4 == 0 &&
-                    reinterpret_cast<uintptr_t>(out.data_ptr()) % 4 == 0,
-                "out: [N] uint8 on the pixels' device, N a multiple of 4 and at least 256");
-    const int64_t rows = pixels.size(0), bytes = 3 * pixels.size(1);
-    TORCH_CHECK(bytes < (1 << 20) && lm_png_shared(static_cast<int>(bytes)) <= PNG_SHARED, "rows of ", pixels.size(1), " pixels are too long");
-    out.zero_();
-    const at::TensorOptions options = pixels.options();
-    const Tensor lines = at::empty({rows, bytes + 1}, options), sums = at::empty({rows, 2}, options.dtype(at::kLong));
-    const Tensor counts = at::zeros({LM_PNG_SYMBOLS}, options.dtype(at::kInt)), table = at::empty({LM_PNG_SYMBOLS}, options.dtype(at::kInt));
-    const Tensor pieces = at::empty({rows, LM_PNG_PIECES(bytes)}, options.dtype(at::kShort)), row_bits = at::empty({rows}, options.dtype(at::kInt));
-    LmPng a = {};
-    a.pixels = data<unsigned char>(pixels), a.rows = static_cast<int>(rows), a.bytes = static_cast<int>(bytes), a.lines = data<unsigned char>(lines), a.sums = sums.data_ptr();
-    a.counts = data<int>(counts), a.table = data<unsigned>(table), a.piece_bits = data<unsigned short>(pieces), a.row_bits = data<int>(row_bits);
-    a.out = data<unsigned>(out), a.words = out.numel() / 4;
-    check(lm_png_stream(&a, c10::cuda::getCurrentCUDAStream()), "png_stream");
-}
-
-bool png_fits(int64_t width) { return width > 0 && width < (1 << 18) && lm_png_shared(static_cast<int>(3 * width)) <= PNG_SHARED; }
-
 bool shade_fits(int64_t tables) {
     return tables >= 0 && tables <= 3 && lm_shade_bytes(static_cast<int>(tables)) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
@@ -340,12 +255,9 @@ bool shade_fits(int64_t tables) {
 
 TORCH_LIBRARY_FRAGMENT(landmark_batch, m) {
     m.def("shade_fits(int tables) -> bool", &shade_fits);  // 0: shade_features
-    m.def("png_fits(int width) -> bool", &png_fits);
 }
 
 TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
-    m.impl("pixel_rays", &pixel_rays);
-    m.impl("ray_hull", &ray_hull);
     m.impl("trace", &trace);
     m.impl("march_density", &march_density);
     m.impl("weigh_list", &weigh_list);
@@ -354,6 +266,4 @@ TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
     m.impl("shade_features", &shade_features);
     m.impl("features", &features);
     m.impl("resolve", &resolve);
-    m.impl("quantise", &quantise);
-    m.impl("png_stream", &png_stream);
 }

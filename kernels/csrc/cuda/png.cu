@@ -1,30 +1,46 @@
 // png_stream: the image data of a PNG from pixels on the device: rows filtered, matches of distance 1 and 3, one Huffman code for all.
-// The bytes of kernels/reference/deflating.py. A block of threads takes a row, a thread pieces of 64 bytes, out of which no match leads.
-#include "abi.h"
+// The bytes of kernels/reference/deflating.py. A block of threads takes a row, a warp pieces of 64 bytes, out of which no match leads.
+#include "png_code.cuh"
 
 namespace landmark {
 
-constexpr int THREADS = 256, WARPS = THREADS / 32, SORTED = 512;
-constexpr int PIECE = 64, SHORTEST = 4, END = 256, SYMBOLS = 277, LONGEST = 15, MODULUS = 65521;
-constexpr int HEADER = 4;                                                  // words before the stream
-constexpr int HEAD = 3 + 5 + 5 + 4 + 19 * 3, LENGTHS = SYMBOLS + 3;        // bits of the block's head, code lengths of 4 bits behind it
-constexpr int HEAD_BITS = HEAD + 4 * LENGTHS, HEAD_WORDS = (HEAD_BITS + 31) / 32;
+constexpr int THREADS = 128, WARPS = THREADS / 32, PIECE = 64;
+constexpr int AT_ONCE = 4;                                               // pieces of a warp, while a row is written
+constexpr int ROUND_WORDS = WARPS * AT_ONCE * PIECE * LONGEST / 32 + 2;  // a piece's bits: a match takes fewer than its literals might
+constexpr int TRIED = 4;                                                 // of so many fours of bytes one tells which filter a row gets
+constexpr unsigned ONES = 0x01010101, STEPS = 0x03020100;
 
-using Byte = unsigned char;
-using Long = unsigned long long;
+// A filtered row in memory: three bytes of nothing, its filter's type, its bytes, zeros up to a multiple of four.
+constexpr int LEAD = 3;
 
-// Where byte i of a row lies in shared memory: threads that read their pieces at once meet in no bank.
-__device__ int place(int i) { return i + i / PIECE * 4; }
-
-__device__ int magnitude(int v) {
-    v &= 255;
-    return v < 128 ? v : 256 - v;
+// Four bytes of a row of pixels from byte 4 k on; zeros behind its end.
+__device__ unsigned four(const Byte* row, int k, int bytes) {
+    if (4 * k + 4 <= bytes && reinterpret_cast<size_t>(row) % 4 == 0) return reinterpret_cast<const unsigned*>(row)[k];
+    unsigned found = 0;
+    for (int i = 4 * k; i < min(4 * k + 4, bytes); i++) found |= static_cast<unsigned>(row[i]) << 8 * (i - 4 * k);
+    return found;
 }
 
-__device__ int paeth(int left, int above, int corner) {
-    const int p = left + above - corner, a = abs(p - left), b = abs(p - above), c = abs(p - corner);
-    return a <= b && a <= c ? left : b <= c ? above : corner;
+// Four bytes at once. The sum of left and above is as far from the corner as both of them together where they lie on the same side of
+// it, else as far as they differ.
+__device__ unsigned paeth(unsigned left, unsigned above, unsigned corner) {
+    const unsigned a = __vabsdiffu4(above, corner), b = __vabsdiffu4(left, corner);
+    const unsigned same = ~(__vcmpgeu4(above, corner) ^ __vcmpgeu4(left, corner));
+    const unsigned c = (same & __vaddus4(a, b)) | (~same & __vabsdiffu4(a, b));
+    const unsigned takes_left = __vcmpleu4(a, b) & __vcmpleu4(a, c), takes_above = ~takes_left & __vcmpleu4(b, c);
+    return (left & takes_left) | (above & takes_above) | (corner & ~(takes_left | takes_above));
 }
+
+// Four pixels' bytes and those around them.
+struct Around {
+    unsigned here, left, above, corner;
+
+    __device__ Around(const Byte* row, int k, int bytes, bool first) : here(four(row, k, bytes)) {
+        left = __byte_perm(k > 0 ? four(row, k - 1, bytes) : 0, here, 0x4321);
+        above = first ? 0 : four(row - bytes, k, bytes);
+        corner = first ? 0 : __byte_perm(k > 0 ? four(row - bytes, k - 1, bytes) : 0, above, 0x4321);
+    }
+};
 
 template <typename T>
 __device__ T warp_sum(T v) {
@@ -50,298 +66,224 @@ __device__ int run(Long mask, int i) {
     return zeros ? __ffsll(zeros) - 1 : PIECE;
 }
 
-// take(symbol, extra, width, distance) for each token of a piece; distance 0: a literal.
-template <typename Take>
-__device__ void tokens(const Byte* row, int start, int stop, Take take) {
-    Long one = 0, three = 0;  // bit i: byte start + i equals the one so far before it
-    int before[3];
-    for (int i = 0; i < 3; i++) before[i] = start > i ? row[place(start - 1 - i)] : -1;
-    for (int i = start; i < stop; i++) {
-        const int v = row[place(i)];
-        one |= static_cast<Long>(v == before[0]) << (i - start);
-        three |= static_cast<Long>(v == before[2]) << (i - start);
-        before[2] = before[1], before[1] = before[0], before[0] = v;
+__device__ Long ones(int count) { return count < 64 ? (1ull << count) - 1 : ~0ull; }
+
+// Which of a warp's 64 bytes say so: its lanes' first, then their second.
+__device__ Long ballot(bool low, bool high) { return static_cast<Long>(__ballot_sync(~0u, high)) << 32 | __ballot_sync(~0u, low); }
+
+// The tokens of a piece. x: where they start; y: at a match 1, and behind it 1 where its distance is 3. Used by whole warps.
+__device__ ulonglong2 tokens(const Byte* row, int start, int length) {
+    const int lane = threadIdx.x % 32;
+    bool near[2], far[2];
+    for (int half = 0; half < 2; half++) {
+        const int i = start + lane + 32 * half;
+        const Byte* at = row + LEAD + i;
+        near[half] = i >= 1 && i < length && at[0] == at[-1];
+        far[half] = i >= 3 && i < length && at[0] == at[-3];
     }
-    for (int i = start; i < stop;) {
-        const int near = run(one, i - start), far = run(three, i - start), length = max(near, far);
-        if (length < SHORTEST) {
-            take(row[place(i)], 0, 0, 0);
-            i++;
-            continue;
+    const Long one = ballot(near[0], near[1]), three = ballot(far[0], far[1]);
+    Long starts = ones(min(PIECE, length - start)), matches = 0;
+    const Long pairs = one & one >> 1, triples = three & three >> 1;
+    Long left = (pairs & pairs >> 2) | (triples & triples >> 2);  // four or more of them from here on
+    while (left != 0) {
+        const int i = __ffsll(left) - 1, close = run(one, i), apart = run(three, i), stop = i + max(close, apart);
+        starts &= ~(ones(stop) & ~ones(i + 1));
+        matches |= 1ull << i | static_cast<Long>(apart > close) << (i + 1);
+        left &= ~ones(stop);
+    }
+    return make_ulonglong2(starts, matches);
+}
+
+// A lane's byte of a piece as a token: the first or, high, the second of its two.
+struct Token {
+    int symbol = -1, extra = 0, width = 0;  // -1: within a match
+    bool match = false, far = false;
+
+    __device__ Token(ulonglong2 mask, bool high, int count, const Byte* piece) {
+        const int lane = threadIdx.x % 32;
+        const unsigned starts = static_cast<unsigned>(high ? mask.x >> 32 : mask.x), matches = static_cast<unsigned>(high ? mask.y >> 32 : mask.y);
+        if ((starts >> lane & 1) == 0) return;
+        match = matches >> lane & 1;
+        if (!match) {
+            symbol = piece[lane + 32 * high];
+            return;
         }
-        const int distance = near >= far ? 1 : 3;
+        const int i = lane + 32 * high;
+        const Long next = mask.x & ~ones(i + 1);
+        const int length = (next ? __ffsll(next) - 1 : count) - i;
+        far = mask.y >> (i + 1) & 1;
         if (length < 11) {
-            take(254 + length, 0, 0, distance);
+            symbol = 254 + length;
         } else {
-            const int width = 29 - __clz(length - 3);
-            take(257 + 4 * width + ((length - 3) >> width), (length - 3) & ((1 << width) - 1), width, distance);
+            width = 29 - __clz(length - 3);
+            symbol = 257 + 4 * width + ((length - 3) >> width), extra = (length - 3) & ((1 << width) - 1);
         }
-        i += length;
-    }
-}
-
-__device__ void load_row(const Byte* line, int length, Byte* row) {
-    for (int i = threadIdx.x; i < length; i += THREADS) row[place(i)] = line[i];
-    __syncthreads();
-}
-
-__global__ void __launch_bounds__(THREADS) filter_rows(const Byte* pixels, int bytes, Byte* lines, ulonglong2* sums, int* counts) {
-    extern __shared__ Byte row[];
-    __shared__ int tried[3];
-    __shared__ int count[WARPS][SYMBOLS];
-    const int length = bytes + 1;
-    const bool first = blockIdx.x == 0;
-    const Byte* here = pixels + static_cast<int64_t>(blockIdx.x) * bytes;
-    Byte* line = lines + static_cast<int64_t>(blockIdx.x) * length;
-    if (threadIdx.x < 3) tried[threadIdx.x] = 0;
-    for (int i = threadIdx.x; i < WARPS * SYMBOLS; i += THREADS) (&count[0][0])[i] = 0;
-    __syncthreads();
-    int sum[3] = {0, 0, 0};
-    for (int i = threadIdx.x; i < bytes; i += THREADS) {
-        const int v = here[i], left = i < 3 ? 0 : here[i - 3], above = first ? 0 : here[i - bytes], corner = first || i < 3 ? 0 : here[i - bytes - 3];
-        sum[0] += magnitude(v - left), sum[1] += magnitude(v - above), sum[2] += magnitude(v - paeth(left, above, corner));
-    }
-    for (int k = 0; k < 3; k++) {
-        sum[k] = warp_sum(sum[k]);
-        if (threadIdx.x % 32 == 0) atomicAdd(&tried[k], sum[k]);
-    }
-    __syncthreads();
-    const int kind = tried[1] < tried[0] ? (tried[2] < tried[1] ? 4 : 2) : (tried[2] < tried[0] ? 4 : 1);
-    Long low = 0, high = 0;
-    for (int i = threadIdx.x; i < length; i += THREADS) {
-        int v = kind;
-        if (i > 0) {
-            const int k = i - 1, left = k < 3 ? 0 : here[k - 3], above = first ? 0 : here[k - bytes], corner = first || k < 3 ? 0 : here[k - bytes - 3];
-            v = (here[k] - (kind == 1 ? left : kind == 2 ? above : paeth(left, above, corner))) & 255;
-        }
-        row[place(i)] = line[i] = static_cast<Byte>(v);
-        low += v, high += static_cast<Long>(length - i) * v;
-    }
-    low = block_sum(low), high = block_sum(high);  // and the row is there
-    if (threadIdx.x == 0) sums[blockIdx.x] = make_ulonglong2(low, high);
-    int* own = count[threadIdx.x / 32];
-    for (int start = threadIdx.x * PIECE; start < length; start += THREADS * PIECE) {
-        tokens(row, start, min(start + PIECE, length), [&](int symbol, int, int, int) { atomicAdd(own + symbol, 1); });
-    }
-    __syncthreads();
-    for (int symbol = threadIdx.x; symbol < SYMBOLS; symbol += THREADS) {
-        int whole = 0;
-        for (int warp = 0; warp < WARPS; warp++) whole += count[warp][symbol];
-        if (whole > 0) atomicAdd(counts + symbol, whole);
-    }
-}
-
-// The depths of Huffman's tree over ascending weights, how many leaves lie at each, cut off at LONGEST.
-__device__ void code_depths(const Long* keys, int leaves, unsigned* heavy, short* parent, int* per) {
-    int leaf = 0, node = 0;
-    for (int made = 0; made < leaves - 1; made++) {
-        unsigned weight = 0;
-        for (int child = 0; child < 2; child++) {
-            if (leaf < leaves && (node >= made || static_cast<unsigned>(keys[leaf] >> 32) <= heavy[node])) {
-                weight += static_cast<unsigned>(keys[leaf] >> 32);
-                parent[leaf++] = static_cast<short>(made);
-            } else {
-                weight += heavy[node];
-                parent[leaves + node++] = static_cast<short>(made);
-            }
-        }
-        heavy[made] = weight;
-    }
-    heavy[leaves - 2] = 0;  // from here on depths
-    for (int inner = leaves - 3; inner >= 0; inner--) heavy[inner] = heavy[parent[leaves + inner]] + 1;
-    for (int i = 0; i < leaves; i++) per[min(static_cast<int>(heavy[parent[i]]) + 1, LONGEST)]++;
-    int used = 0;
-    for (int length = 1; length <= LONGEST; length++) used += per[length] << (LONGEST - length);
-    for (; used > 1 << LONGEST; used--) {
-        int length = LONGEST - 1;
-        while (per[length] == 0) length--;
-        per[LONGEST]--, per[length]--, per[length + 1] += 2;
-    }
-}
-
-__device__ void put_shared(unsigned* words, int at, unsigned value, int count) {
-    const Long shifted = static_cast<Long>(value) << (at % 32);
-    atomicOr(words + at / 32, static_cast<unsigned>(shifted));
-    if (at % 32 + count > 32) atomicOr(words + at / 32 + 1, static_cast<unsigned>(shifted >> 32));
-}
-
-__device__ unsigned reversed(unsigned code, int length) { return __brev(code) >> (32 - length); }
-
-// One block: the code of all symbols, the block's head, the checksum of the rows.
-__global__ void __launch_bounds__(SORTED) make_code(const int* counts, const ulonglong2* sums, int rows, int length, unsigned* table, unsigned* out) {
-    __shared__ Long keys[SORTED];  // count, symbol
-    __shared__ unsigned heavy[SYMBOLS], words[HEAD_WORDS];
-    __shared__ short parent[2 * SYMBOLS];
-    __shared__ int per[LONGEST + 2], first[LONGEST + 2], leaves;
-    __shared__ Byte lengths[LENGTHS];
-    __shared__ Long low, high;
-    const int i = threadIdx.x;
-    const unsigned count = i < SYMBOLS ? static_cast<unsigned>(counts[i]) + (i == END) : 0;
-    keys[i] = count > 0 ? static_cast<Long>(count) << 32 | static_cast<unsigned>(i) : ~0ull;
-    if (i < HEAD_WORDS) words[i] = 0;
-    if (i < LONGEST + 2) per[i] = first[i] = 0;
-    if (i < LENGTHS) lengths[i] = i == SYMBOLS || i == SYMBOLS + 2;  // of distances 1 and 3
-    if (i == 0) leaves = 0, low = 1, high = 0;
-    __syncthreads();
-    if (count > 0) atomicAdd(&leaves, 1);
-    const Long whole = static_cast<Long>(rows) * length;
-    Long own_low = 0, own_high = 0;
-    for (int y = i; y < rows; y += SORTED) {
-        own_low += sums[y].x;
-        own_high += (sums[y].y + (whole - static_cast<Long>(y + 1) * length) % MODULUS * sums[y].x) % MODULUS;
-    }
-    atomicAdd(&low, own_low), atomicAdd(&high, own_high);
-    for (int size = 2; size <= SORTED; size *= 2) {
-        for (int step = size / 2; step > 0; step /= 2) {
-            __syncthreads();
-            const int other = i ^ step;
-            if (other > i && (keys[i] > keys[other]) == ((i & size) == 0)) {
-                const Long kept = keys[i];
-                keys[i] = keys[other], keys[other] = kept;
-            }
-        }
-    }
-    __syncthreads();
-    if (i == 0) {
-        code_depths(keys, leaves, heavy, parent, per);
-        int place = leaves, code = 0;
-        for (int bits = 1; bits <= LONGEST; bits++) {
-            for (int k = place - per[bits]; k < place; k++) lengths[keys[k] & 511] = static_cast<Byte>(bits);
-            place -= per[bits];
-            first[bits] = code;
-            code = (code + per[bits]) << 1;
-        }
-        const Long head = 1 | 2 << 1 | (SYMBOLS - 257) << 3 | 2 << 8 | 15 << 13;
-        put_shared(words, 0, static_cast<unsigned>(head), 17);
-        for (int k = 3; k < 19; k++) put_shared(words, 17 + 3 * k, 4, 3);  // all but the three symbols that repeat
-        out[1] = static_cast<unsigned>((high + whole) % MODULUS << 16 | low % MODULUS);
-    }
-    __syncthreads();
-    if (i < LENGTHS) put_shared(words, HEAD + 4 * i, reversed(lengths[i], 4), 4);
-    if (i < SYMBOLS) {
-        const int bits = lengths[i];
-        unsigned code = first[bits];
-        for (int k = 0; k < i; k++) code += lengths[k] == bits;
-        table[i] = bits > 0 ? reversed(code, bits) | static_cast<unsigned>(bits) << 16 : 0;
-    }
-    __syncthreads();
-    if (i < HEAD_WORDS) out[HEADER + i] = words[i];
-}
-
-__device__ int token_bits(const unsigned* table, int symbol, int width, int distance) { return static_cast<int>(table[symbol] >> 16) + width + (distance > 0); }
-
-__device__ void load_table(const unsigned* from, unsigned* table) {
-    for (int i = threadIdx.x; i < SYMBOLS; i += THREADS) table[i] = from[i];
-}
-
-// Bits of each piece and each row.
-__global__ void __launch_bounds__(THREADS) measure_rows(const Byte* lines, int length, const unsigned* codes, unsigned short* piece_bits, int pieces, int* row_bits) {
-    extern __shared__ Byte row[];
-    __shared__ unsigned table[SYMBOLS];
-    load_table(codes, table);
-    load_row(lines + static_cast<int64_t>(blockIdx.x) * length, length, row);
-    Long sum = 0;
-    for (int piece = threadIdx.x; piece < pieces; piece += THREADS) {
-        int bits = 0;
-        tokens(row, piece * PIECE, min((piece + 1) * PIECE, length), [&](int symbol, int, int width, int distance) { bits += token_bits(table, symbol, width, distance); });
-        piece_bits[static_cast<int64_t>(blockIdx.x) * pieces + piece] = static_cast<unsigned short>(bits);
-        sum += bits;
-    }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) row_bits[blockIdx.x] = static_cast<int>(sum);
-}
-
-// Bits behind one another in words that hold zeros. The first and the last word are others' too.
-struct Writer {
-    unsigned* words;
-    Long limit, first, word, bits = 0;
-    int count;
-
-    __device__ Writer(unsigned* words, Long limit, Long at) : words(words), limit(limit), first(at / 32), word(at / 32), count(static_cast<int>(at % 32)) {}
-    __device__ void put(unsigned value, int width) {
-        bits |= static_cast<Long>(value) << count;
-        count += width;
-        if (count >= 32) flush();
-    }
-    __device__ void flush() {
-        const unsigned value = static_cast<unsigned>(bits);
-        if (word < limit) {
-            if (word == first) {
-                atomicOr(words + word, value);
-            } else {
-                words[word] = value;
-            }
-        }
-        word++, bits >>= 32, count -= 32;
-    }
-    __device__ void end() {
-        if (bits != 0 && word < limit) atomicOr(words + word, static_cast<unsigned>(bits));
     }
 };
 
-__global__ void __launch_bounds__(THREADS) write_rows(const Byte* lines, int length, const unsigned* codes, const unsigned short* piece_bits, int pieces, const int* row_bits,
-                                                      unsigned* out, Long limit) {
-    extern __shared__ Byte row[];
-    __shared__ unsigned table[SYMBOLS];
-    __shared__ int scan[WARPS];
-    load_table(codes, table);
-    load_row(lines + static_cast<int64_t>(blockIdx.x) * length, length, row);
+// Extra bits of a symbol's token, and the one of its distance.
+__device__ int more_bits(int symbol) { return symbol <= END ? 0 : 1 + (symbol < 265 ? 0 : (symbol - 261) / 4); }
+
+__global__ void __launch_bounds__(THREADS) filter_rows(const Byte* pixels, int bytes, unsigned* lines, ulonglong2* pieces, ulonglong2* sums, int* counts, unsigned short* row_counts) {
+    extern __shared__ unsigned words[];  // the row
+    __shared__ int tried[3], count[SYMBOLS];
+    const int length = bytes + 1, whole = (bytes + 3) / 4, lane = threadIdx.x % 32;
+    const bool first = blockIdx.x == 0;
+    const Byte* here = pixels + static_cast<int64_t>(blockIdx.x) * bytes;
+    if (threadIdx.x < 3) tried[threadIdx.x] = 0;
+    for (int i = threadIdx.x; i < SYMBOLS; i += THREADS) count[i] = 0;
+    __syncthreads();
+    unsigned sum[3] = {0, 0, 0};
+    for (int k = threadIdx.x * TRIED; k < whole; k += THREADS * TRIED) {
+        const Around p(here, k, bytes, first);
+        const unsigned inside = 4 * k + 4 <= bytes ? ~0u : (1u << 8 * (bytes - 4 * k)) - 1;
+        sum[0] = __dp4a(__vabs4(__vsub4(p.here, p.left)) & inside, ONES, sum[0]);
+        sum[1] = __dp4a(__vabs4(__vsub4(p.here, p.above)) & inside, ONES, sum[1]);
+        sum[2] = __dp4a(__vabs4(__vsub4(p.here, paeth(p.left, p.above, p.corner))) & inside, ONES, sum[2]);
+    }
+    for (int k = 0; k < 3; k++) {
+        const int own = static_cast<int>(warp_sum(sum[k]));
+        if (lane == 0) atomicAdd(&tried[k], own);
+    }
+    __syncthreads();
+    const unsigned kind = tried[1] < tried[0] ? (tried[2] < tried[1] ? 4 : 2) : (tried[2] < tried[0] ? 4 : 1);
+    unsigned* line = lines + static_cast<int64_t>(blockIdx.x) * (whole + 1);
+    Long low = 0, high = 0;
+    if (threadIdx.x == 0) words[0] = line[0] = kind << 24, low = kind, high = static_cast<Long>(length) * kind;
+    for (int k = threadIdx.x; k < whole; k += THREADS) {
+        const Around p(here, k, bytes, first);
+        const unsigned inside = 4 * k + 4 <= bytes ? ~0u : (1u << 8 * (bytes - 4 * k)) - 1;
+        const unsigned found = __vsub4(p.here, kind == 1 ? p.left : kind == 2 ? p.above : paeth(p.left, p.above, p.corner)) & inside;
+        words[k + 1] = line[k + 1] = found;
+        const unsigned all = __dp4a(found, ONES, 0u);
+        low += all, high += static_cast<Long>(length - 4 * k - 1) * all - __dp4a(found, STEPS, 0u);
+    }
+    low = block_sum(low), high = block_sum(high);  // and the row is there
+    if (threadIdx.x == 0) sums[blockIdx.x] = make_ulonglong2(low, high);
+    const Byte* row = reinterpret_cast<const Byte*>(words);
+    const int all = (length + PIECE - 1) / PIECE;
+    for (int piece = threadIdx.x / 32; piece < all; piece += WARPS) {
+        const ulonglong2 mask = tokens(row, piece * PIECE, length);
+        if (lane == 0) pieces[static_cast<int64_t>(blockIdx.x) * all + piece] = mask;
+        for (int half = 0; half < 2; half++) {
+            const Token token(mask, half, min(PIECE, length - piece * PIECE), row + LEAD + piece * PIECE);
+            if (token.symbol >= 0) atomicAdd(count + token.symbol, 1);
+        }
+    }
+    __syncthreads();
+    for (int symbol = threadIdx.x; symbol < SYMBOLS; symbol += THREADS) {
+        row_counts[static_cast<int64_t>(blockIdx.x) * SYMBOLS + symbol] = static_cast<unsigned short>(count[symbol]);
+        if (count[symbol] > 0) atomicAdd(counts + symbol, count[symbol]);
+    }
+}
+
+// Bits of each row: a warp a row.
+__global__ void __launch_bounds__(THREADS) measure_rows(const unsigned short* row_counts, const unsigned* table, int rows, int* row_bits) {
+    const int row = blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= rows) return;
+    int bits = 0;
+    for (int symbol = threadIdx.x % 32; symbol < SYMBOLS; symbol += 32) {
+        bits += row_counts[static_cast<int64_t>(row) * SYMBOLS + symbol] * (static_cast<int>(table[symbol] >> 16) + more_bits(symbol));
+    }
+    bits = warp_sum(bits);
+    if (threadIdx.x % 32 == 0) row_bits[row] = bits;
+}
+
+// A token's bits, first lowest, and how many.
+struct Coded {
+    unsigned value = 0;
+    int width = 0;
+
+    __device__ Coded(const Token& token, const unsigned* table) {
+        if (token.symbol < 0) return;
+        const unsigned entry = table[token.symbol];
+        value = entry & 0xffff, width = static_cast<int>(entry >> 16);
+        if (!token.match) return;
+        value |= (static_cast<unsigned>(token.extra) | static_cast<unsigned>(token.far) << token.width) << width;
+        width += token.width + 1;
+    }
+};
+
+__global__ void __launch_bounds__(THREADS) write_rows(const unsigned* lines, int length, const unsigned* codes, const ulonglong2* pieces, const int* row_bits, unsigned* out, Long limit) {
+    __shared__ unsigned table[SYMBOLS], words[ROUND_WORDS];
+    __shared__ int parts[WARPS];
+    const int all = (length + PIECE - 1) / PIECE, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const Byte* row = reinterpret_cast<const Byte*>(lines + static_cast<int64_t>(blockIdx.x) * ((length + 2) / 4 + 1)) + LEAD;
+    for (int i = threadIdx.x; i < SYMBOLS; i += THREADS) table[i] = codes[i];
     Long before = 0;
     for (int y = threadIdx.x; y < static_cast<int>(blockIdx.x); y += THREADS) before += row_bits[y];
     before = HEAD_BITS + block_sum(before);
-    unsigned* words = out + HEADER;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int start = 0; start < pieces; start += THREADS) {
-        const int piece = start + threadIdx.x;
-        const int own = piece < pieces ? piece_bits[static_cast<int64_t>(blockIdx.x) * pieces + piece] : 0;
-        int upto = own;
-        for (int step = 1; step < 32; step *= 2) {
-            const int other = __shfl_up_sync(~0u, upto, step);
-            if (lane >= step) upto += other;
+    unsigned* stream = out + HEADER;
+    for (int start = 0; start < all; start += WARPS * AT_ONCE) {
+        for (int i = threadIdx.x; i < ROUND_WORDS; i += THREADS) words[i] = 0;
+        unsigned value[AT_ONCE][2];
+        int width[AT_ONCE][2], at[AT_ONCE][2], own = 0;
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            const int piece = start + warp * AT_ONCE + k, first = piece * PIECE, count = min(PIECE, length - first);
+            const ulonglong2 mask = piece < all ? pieces[static_cast<int64_t>(blockIdx.x) * all + piece] : make_ulonglong2(0, 0);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const Coded coded(Token(mask, half, count, row + first), table);
+                value[k][half] = coded.value, width[k][half] = coded.width;
+            }
+            int upto = width[k][0] | width[k][1] << 16;
+            for (int step = 1; step < 32; step *= 2) {
+                const int other = __shfl_up_sync(~0u, upto, step);
+                if (lane >= step) upto += other;
+            }
+            const int sum = __shfl_sync(~0u, upto, 31);
+            at[k][0] = own + (upto & 0xffff) - width[k][0];
+            at[k][1] = own + (sum & 0xffff) + (upto >> 16) - width[k][1];
+            own += (sum & 0xffff) + (sum >> 16);
+        }
+        if (lane == 0) parts[warp] = own;
+        __syncthreads();  // and the words hold zeros
+        const int shift = static_cast<int>(before % 32);
+        int from = shift, bits = 0;
+        for (int w = 0; w < WARPS; w++) from += w < warp ? parts[w] : 0, bits += parts[w];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                if (width[k][half] > 0) put_shared(words, from + at[k][half], value[k][half], width[k][half]);
+            }
         }
         __syncthreads();
-        if (lane == 31) scan[warp] = upto;
+        const int last = (shift + bits - 1) / 32;
+        for (int i = threadIdx.x; i <= last; i += THREADS) {
+            const Long word = before / 32 + i;
+            if (word >= limit) break;
+            if (i == 0 || i == last) {  // others' too
+                atomicOr(stream + word, words[i]);
+            } else {
+                stream[word] = words[i];
+            }
+        }
+        before += bits;
         __syncthreads();
-        int round = 0;
-        for (int w = 0; w < WARPS; w++) {
-            if (w < warp) upto += scan[w];
-            round += scan[w];
-        }
-        if (piece < pieces) {
-            Writer writer(words, limit, before + upto - own);
-            tokens(row, piece * PIECE, min((piece + 1) * PIECE, length), [&](int symbol, int extra, int width, int distance) {
-                writer.put(table[symbol] & 0xffff, static_cast<int>(table[symbol] >> 16));
-                if (distance > 0) {
-                    if (width > 0) writer.put(extra, width);
-                    writer.put(distance > 1, 1);
-                }
-            });
-            writer.end();
-        }
-        before += round;
     }
     if (blockIdx.x == gridDim.x - 1 && threadIdx.x == 0) {
-        const int width = static_cast<int>(table[END] >> 16);
-        Writer writer(words, limit, before);
-        writer.put(table[END] & 0xffff, width);
-        writer.end();
-        const Long bytes = (before + width + 7) / 8;
+        const int width = static_cast<int>(table[END] >> 16), shift = static_cast<int>(before % 32);
+        const Long word = before / 32, end = static_cast<Long>(table[END] & 0xffff) << shift, bytes = (before + width + 7) / 8;
+        if (word < limit) atomicOr(stream + word, static_cast<unsigned>(end));
+        if (shift + width > 32 && word + 1 < limit) atomicOr(stream + word + 1, static_cast<unsigned>(end >> 32));
         out[0] = static_cast<unsigned>(bytes), out[2] = bytes > limit * 4;
     }
 }
 
 }  // namespace landmark
 
-extern "C" int lm_png_shared(int bytes) { return bytes + 1 + bytes / landmark::PIECE * 4 + 4; }
+extern "C" int lm_png_shared(int bytes) { return 4 * LM_PNG_LINE(bytes); }
 
 extern "C" int lm_png_stream(const LmPng* a, cudaStream_t stream) {
     using namespace landmark;
-    const int length = a->bytes + 1, pieces = (length + PIECE - 1) / PIECE, shared = lm_png_shared(a->bytes);
+    const int length = a->bytes + 1;
     auto* sums = static_cast<ulonglong2*>(a->sums);
-    const Long limit = static_cast<Long>(a->words - HEADER);
-    filter_rows<<<a->rows, THREADS, shared, stream>>>(a->pixels, a->bytes, a->lines, sums, a->counts);
+    auto* pieces = static_cast<ulonglong2*>(a->pieces);
+    filter_rows<<<a->rows, THREADS, lm_png_shared(a->bytes), stream>>>(a->pixels, a->bytes, a->lines, pieces, sums, a->counts, a->row_counts);
     make_code<<<1, SORTED, 0, stream>>>(a->counts, sums, a->rows, length, a->table, a->out);
-    measure_rows<<<a->rows, THREADS, shared, stream>>>(a->lines, length, a->table, a->piece_bits, pieces, a->row_bits);
-    write_rows<<<a->rows, THREADS, shared, stream>>>(a->lines, length, a->table, a->piece_bits, pieces, a->row_bits, a->out, limit);
+    measure_rows<<<(a->rows + WARPS - 1) / WARPS, THREADS, 0, stream>>>(a->row_counts, a->table, a->rows, a->row_bits);
+    write_rows<<<a->rows, THREADS, 0, stream>>>(a->lines, length, a->table, pieces, a->row_bits, a->out, static_cast<Long>(a->words - HEADER));
     return cudaGetLastError();
 }
