@@ -131,8 +131,13 @@ class _DevicePixels(PendingPixels):
             side.wait_stream(torch.cuda.current_stream(device))
         colours, alphas = [planes[0] for _, planes in parts], [planes[1] if len(planes) > 1 else None for _, planes in parts]
         limits = [_largest(output) for output, _ in parts]
-        with torch.cuda.stream(side), torch.inference_mode(), span("read back", device):
-            read_back(colours, alphas, limits, values, wrong, room, index)  # one op: other threads wait for Python's lock as well
+        try:
+            with torch.cuda.stream(side), torch.inference_mode(), span("read back", device):
+                read_back(colours, alphas, limits, values, wrong, room, index)  # one op: other threads wait for Python's lock as well
+        except BaseException:
+            side.synchronize()  # nothing writes into memory that goes back
+            self._landing.release()
+            raise
         self._over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._over.record(side)
 
