@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,17 @@ def test_reference_ops_give_the_plain_renderers_frame(name: str, mode: str, batc
     torch.testing.assert_close(got.depth, expected.depth, rtol=1e-5, atol=1e-5)
 
 
-def test_bits_of_a_mask() -> None:
+@pytest.mark.parametrize("size", [(9, 7, 45), (1, 1, 1), (17, 8, 64), (8, 24, 33)])
+def test_bits_of_a_mask(size: tuple[int, int, int]) -> None:
     torch.manual_seed(3)
-    volume = torch.rand(9, 7, 45) < 0.02
+    volume = torch.rand(size) < 0.02
+    volume[size[0] // 2, size[1] - 1, 7 % size[2]] = True
     bits, coarse = fused.pack_bits(volume)
-    assert bits.shape == (9, 7, 2)
-    for z, y, x in torch.cartesian_prod(torch.arange(9), torch.arange(7), torch.arange(45)).tolist():
+    assert bits.shape == (*size[:2], -(-size[2] // 32))
+    for z, y, x in torch.cartesian_prod(*(torch.arange(n) for n in size)).tolist():
         assert bool(bits[z, y, x // 32].item() >> (x % 32) & 1) == bool(volume[z, y, x])
-    cells = [(z, y, x) for z in range(2) for y in range(1) for x in range(6)]
+    cells = list(itertools.product(*(range(-(-n // 8)) for n in size)))
+    assert coarse.shape == (-(-len(cells) // 32),)
     for index, (z, y, x) in enumerate(cells):
         near = volume[max(0, 8 * z - 1) : 8 * z + 9, max(0, 8 * y - 1) : 8 * y + 9, max(0, 8 * x - 1) : 8 * x + 9].any()
         assert bool(coarse[index // 32].item() >> (index % 32) & 1) == bool(near)
