@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +31,7 @@ from landmark_batch.scene.store_layout import (
     mask_bytes,
     read_head,
 )
-from landmark_batch.scene.store_source import Retry, Source, TransientError, open_source
+from landmark_batch.scene.store_source import FolderSource, Retry, Source, TransientError, open_source, read_piece
 from landmark_batch.scene.weights import AlphaMask, SceneConfig, SceneWeights
 
 if TYPE_CHECKING:
@@ -143,11 +145,45 @@ class BlockStore:
         Raises CheckpointError naming block and file where it is missing, of another length or not what was written, StoreError where a
         remote one cannot be read; `into` then holds garbage. ValueError for an array that does not fit, IndexError for no such block.
         """
-        if not 0 <= block < self.blocks:
-            raise IndexError(f"block {block} of {self.blocks}")
         if into.shape != table.shape or into.dtype != self.head.dtype or not into.flags.c_contiguous:
             raise ValueError(f"{table.array} is {table.shape} {self.head.dtype}, not {into.shape} {into.dtype}")
-        self._fill(f"block {block}", table.key(block), into, self._digests[block, self._slots[table]].tobytes())
+        self._fill(f"block {block}", table.key(block), into, self._digest_of(block, table))
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies in a folder: `plane_rows` reads it."""
+        return isinstance(self._source, FolderSource)
+
+    def plane_rows(self, block: int, table: BlockTable, spare: Callable[[], NDArray[Any]]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Read a plane of a local store some rows at a time: (first row, rows [n, w, C] of the stored dtype).
+
+        spare: gives contiguous arrays [n, w, C] to read them into; what lay in an array may be in use until it is given again.
+        Raises as `read_plane_into`, after the last rows where their bytes are not what was written: whoever took them has garbage.
+        """
+        assert isinstance(self._source, FolderSource)
+        key, what, digest = table.key(block), f"block {block}", self._digest_of(block, table)
+        row_bytes = table.width * table.channels * self.head.dtype.itemsize
+        seen, first, count = hashlib.sha256(), 0, 0
+        with self._named(f"{self._source.where(key)} ({what})"), self._source.open(key) as file:
+            while first < table.height:
+                rows = spare()[: table.height - first]
+                view = rows.reshape(-1).view(np.uint8).data
+                count += read_piece(file.readinto, view)
+                if count < (first + len(rows)) * row_bytes:
+                    break
+                seen.update(view)
+                yield first, rows
+                first += len(rows)
+            else:
+                count += len(file.read(1))
+        wrong = _wrong(count, table.height * row_bytes, seen.digest() == digest)
+        if wrong:
+            raise self._damage(what, key, wrong)
+
+    def _digest_of(self, block: int, table: BlockTable) -> bytes:
+        if not 0 <= block < self.blocks:
+            raise IndexError(f"block {block} of {self.blocks}")
+        return bytes(self._digests[block, self._slots[table]].tobytes())
 
     def base(self, shard: ChannelShard | None = None) -> SceneWeights:
         """Everything but planes: decoder, embedding, mask, and lines [blocks, n, C] ([1, n, C] of a cut scene) in float32.
@@ -228,12 +264,8 @@ class BlockStore:
         def read() -> None:
             nonlocal left
             count = self._source.read_into(key, view)
-            wrong = ""
-            if count != view.nbytes:
-                size = f"{count} bytes" if count < view.nbytes else "more bytes"
-                wrong = f"{size} where {view.nbytes} were written"
-            elif digest is not None and hashlib.sha256(view).digest() != digest:
-                wrong = "its bytes are not those that were written"
+            same = count == view.nbytes and (digest is None or hashlib.sha256(view).digest() == digest)
+            wrong = _wrong(count, view.nbytes, same)
             if wrong and left:
                 left -= 1
                 raise TransientError(wrong)
@@ -241,8 +273,14 @@ class BlockStore:
                 raise self._damage(what, key, wrong)
 
         where = f"{self._source.where(key)} ({what})"
-        try:
+        with self._named(where):
             self._retry.run(read, where)
+
+    @contextmanager
+    def _named(self, where: str) -> Iterator[None]:
+        """Errors of a read tell of what."""
+        try:
+            yield
         except FileNotFoundError:
             raise CheckpointError(f"{where}: missing", remedy=_AGAIN) from None
         except OSError as error:
@@ -250,6 +288,13 @@ class BlockStore:
 
     def _damage(self, what: str, key: str, wrong: str) -> CheckpointError:
         return CheckpointError(f"{self._source.where(key)} ({what}): damaged: {wrong}", remedy=_AGAIN)
+
+
+def _wrong(count: int, written: int, same: bool) -> str:
+    """What is wrong with a value of `count` bytes, '' where nothing is. written: bytes it had. same: whether its digest is that of then."""
+    if count != written:
+        return f"{f'{count} bytes' if count < written else 'more bytes'} where {written} were written"
+    return "" if same else "its bytes are not those that were written"
 
 
 def _read(source: Source, retry: Retry, key: str) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-import threading
+import queue
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +22,8 @@ from landmark_batch.scene.tensors import grid
 from landmark_batch.scene.weights import PLANE_AXES, SceneWeights
 
 _MOST_THREADS = 16
+PIECE_BYTES = 2**21  # read at once where a plane goes elsewhere: a processor's cache has them still when they are summed and copied
+ALIGN = 4096  # bytes: where a piece of memory begins
 
 
 def load_store(
@@ -32,65 +36,122 @@ def load_store(
 ) -> SceneWeights:
     """Read every block into memory; a cut scene's planes are put together again. Several blocks are read at a time.
 
-    shard: the share of the channels to keep. device, dtype: of the planes, default the CPU and float32; a GPU's get each as it is read,
-    and the host holds no more. Memory: the scene (or its share) there, and one plane of a block a thread where the store's numbers are not
-    kept as they are. Raises CheckpointError and StoreError as `BlockStore.read_plane_into`, torch.OutOfMemoryError.
+    shard: the share of the channels to keep. device, dtype: of the planes, default the CPU and float32; a GPU's go there as they are
+    read, through pinned memory, and the host holds no more. Memory: the scene (or its share) there, and where the store's numbers are not
+    kept as they are two pieces of PIECE_BYTES a thread (of a remote store one plane of a block). Raises CheckpointError and StoreError as
+    `BlockStore.read_plane_into`, torch.OutOfMemoryError.
     """
-    base = store.base(shard)
     share, config = shard or WHOLE, store.config
     sizes = [(h, w) for h, w, _ in config.level_sizes()]
     planes: dict[BlockTable, Tensor] = {}
     for table in store.tables:
         start, stop, width = share.span(table.channels)
         planes[table] = grid(config.blocks, sizes[table.level], width, stop - start < width, device, dtype)
-    origins = store.origins
-    reader = _Reader(store, planes, share, origins)
-    work = [(block, table) for block in range(store.blocks) for table in store.tables if _is_first(store, block, table)]
-    with ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="load") as pool:
+    threads = threads or min(_MOST_THREADS, os.cpu_count() or 1)
+    reader = _Reader(store, planes, share, threads)
+    work = [(block, table) for table in store.tables for block in range(store.blocks) if _is_first(store, block, table)]
+    work.sort(key=lambda item: -math.prod(item[1].shape))  # small ones last: the threads end together
+    with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
         try:
+            base = pool.submit(store.base, shard)
             for _ in pool.map(reader.read, work):
                 pass
+            rest = base.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    reader.finish()
     return replace(
-        base,
+        rest,
         density_planes=tuple(plane for table, plane in planes.items() if table.kind == "density"),
         app_planes=tuple(plane for table, plane in planes.items() if table.kind == "app"),
     )
 
 
 class _Reader:
-    """Reads planes of blocks to their places in the whole. Buffers are a thread's own."""
+    """Reads planes of blocks to their places in the whole."""
 
-    def __init__(self, store: BlockStore, planes: dict[BlockTable, Tensor], share: ChannelShard, origins: NDArray[np.int32] | None) -> None:
-        self._store, self._planes, self._share, self._origins = store, planes, share, origins
-        self._buffers = threading.local()
+    def __init__(self, store: BlockStore, planes: dict[BlockTable, Tensor], share: ChannelShard, threads: int) -> None:
+        self._store, self._planes, self._share, self._origins = store, planes, share, store.origins
+        device = next(iter(planes.values())).device
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        count = 1 if self._stream is None else 2
+        rows = max(table.width * table.channels * store.head.dtype.itemsize for table in store.tables)
+        size = -(-max(PIECE_BYTES, rows) // ALIGN) * ALIGN if store.local else 0
+        memory = torch.empty((threads, count, size), dtype=torch.uint8, pin_memory=self._stream is not None)
+        self._spare: queue.SimpleQueue[_Pieces] = queue.SimpleQueue()
+        for pieces in memory:
+            self._spare.put(_Pieces(pieces, store.head.dtype, self._stream))
 
     def read(self, item: tuple[int, BlockTable]) -> None:
         block, table = item
         plane, store = self._planes[table], self._store
-        start, stop, _ = self._share.span(table.channels)
         if self._origins is None and plane.device.type == "cpu" and plane.shape[-1] == table.channels:
             place = plane[block].numpy()
             if place.dtype == store.head.dtype:
                 store.read_plane_into(block, table, place)
                 return
-        buffer = self._buffer(table)
-        store.read_plane_into(block, table, buffer)
-        part = torch.from_numpy(buffer)[..., start:stop]
-        if self._origins is None:
-            plane[block, :, :, : stop - start].copy_(part)
-            return
-        x, y = (int(value) for value in self._origins[block, table.level])
-        plane[0, y : y + table.height, x : x + table.width, : stop - start].copy_(part)
+        pieces = self._spare.get()
+        try:
+            with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+                if not store.local:
+                    whole = pieces.whole(table)
+                    store.read_plane_into(block, table, whole)
+                    self._put(block, table, 0, whole, wait=True)
+                    return
+                for first, rows in store.plane_rows(block, table, lambda: pieces.next(table)):
+                    self._put(block, table, first, rows, wait=False)
+                    pieces.sent()
+        finally:
+            self._spare.put(pieces)
 
-    def _buffer(self, table: BlockTable) -> NDArray[Any]:
-        count = table.height * table.width * table.channels
-        held: NDArray[Any] | None = getattr(self._buffers, "values", None)
-        if held is None or held.size < count:
-            held = self._buffers.values = np.empty(count, self._store.head.dtype)
-        return held[:count].reshape(table.shape)
+    def finish(self) -> None:
+        """Wait until the device has everything."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _put(self, block: int, table: BlockTable, first: int, rows: NDArray[Any], *, wait: bool) -> None:
+        """Rows [n, w, C] of a block's plane, from row `first` on, to their place. wait: until a GPU has them."""
+        start, stop, _ = self._share.span(table.channels)
+        part = torch.from_numpy(rows)[..., start:stop]
+        x, y = (0, 0) if self._origins is None else (int(value) for value in self._origins[block, table.level])
+        whole = self._planes[table][block if self._origins is None else 0]
+        whole[y + first : y + first + len(rows), x : x + table.width, : stop - start].copy_(part, non_blocking=not wait)
+
+
+class _Pieces:
+    """What one thread reads into: pieces in turn, each again when the device has what was in it."""
+
+    def __init__(self, memory: Tensor, dtype: np.dtype[Any], stream: torch.cuda.Stream | None) -> None:
+        """memory: [pieces, bytes] uint8, pinned where a stream copies from it. dtype: of the numbers in it."""
+        self._dtype, self._stream = dtype, stream
+        self._numbers: list[NDArray[Any]] = [piece.numpy().view(dtype) for piece in memory]
+        self._copied: list[torch.cuda.Event | None] = [None] * len(self._numbers)
+        self._turn = 0
+        self._plane = np.empty(0, dtype)
+
+    def next(self, table: BlockTable) -> NDArray[Any]:
+        """[n, w, C] for some rows of a plane."""
+        self._turn = (self._turn + 1) % len(self._numbers)
+        copied = self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()
+        numbers, row = self._numbers[self._turn], table.width * table.channels
+        return numbers[: len(numbers) // row * row].reshape(-1, table.width, table.channels)
+
+    def sent(self) -> None:
+        """What was given last is copied by what the stream has been given until now."""
+        if self._stream is not None:
+            event = self._copied[self._turn] or torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(self._stream)
+            self._copied[self._turn] = event
+
+    def whole(self, table: BlockTable) -> NDArray[Any]:
+        """[h, w, C] for a plane; in use until the next is asked for."""
+        count = math.prod(table.shape)
+        if len(self._plane) < count:
+            self._plane = np.empty(count, self._dtype)
+        return self._plane[:count].reshape(table.shape)
 
 
 def _is_first(store: BlockStore, block: int, table: BlockTable) -> bool:

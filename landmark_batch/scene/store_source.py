@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -60,8 +61,12 @@ class FolderSource:
         return (self.root / key).read_bytes()
 
     def read_into(self, key: str, into: memoryview) -> int:
-        with open(self.root / key, "rb", buffering=0) as file:  # noqa: PTH123  (no buffer between the file and the caller's memory)
+        with self.open(key) as file:
             return _fill(file.readinto, into)
+
+    def open(self, key: str) -> FileIO:
+        """The value as a file, with no buffer between it and the caller's memory."""
+        return open(self.root / key, "rb", buffering=0)  # noqa: PTH123
 
 
 class HttpSource:
@@ -210,10 +215,16 @@ def _put(data: bytes, into: memoryview) -> int:
 
 def _fill(readinto: Callable[[memoryview], int | None], into: memoryview) -> int:
     """Read until the buffer is full or the input ends; one more than the buffer holds where something is left."""
+    filled = read_piece(readinto, into)
+    return filled if filled < into.nbytes else filled + bool(readinto(memoryview(bytearray(1))))
+
+
+def read_piece(readinto: Callable[[memoryview], int | None], into: memoryview) -> int:
+    """Read until the buffer is full or the input ends; returns how many bytes came."""
     filled = 0
     while filled < into.nbytes:
         count = readinto(into[filled:])
         if not count:
-            return filled
+            break
         filled += count
-    return filled + 1 if readinto(memoryview(bytearray(1))) else filled
+    return filled

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from landmark_batch.errors import CheckpointError
 from landmark_batch.kernels.fused import pad_channels
 from landmark_batch.model.field import STORAGE
 from landmark_batch.scene import store_load
@@ -42,6 +44,47 @@ def test_planes_come_to_their_place(tmp_path: Path, device: str, kind: str, prec
         assert torch.equal(new, old.to(there, STORAGE[precision]))
     assert found.density_lines[0].device.type == "cpu" and found.density_lines[0].dtype == torch.float32
     assert all(torch.equal(old, new) for old, new in zip(expected.app_lines, found.app_lines, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["blocks", "cut3"])
+@pytest.mark.parametrize("size", [1, 3 * 4096])
+def test_a_plane_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, kind: str, size: int) -> None:
+    """Of some rows each, the last of them smaller, from threads that use their memory again and again."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    _, store = write_store(tmp_path, kind)
+    expected = load_scene(store)
+    monkeypatch.setattr(store_load, "PIECE_BYTES", size)
+    monkeypatch.setattr(store_load, "ALIGN", 4)
+    found = load_scene(store, planes=lambda _: (torch.device(device), torch.float16))
+    for old, new in zip((*expected.density_planes, *expected.app_planes), (*found.density_planes, *found.app_planes), strict=True):
+        assert torch.equal(new.cpu(), old.to(torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-5], r"\d+ bytes where \d+ were written"),
+        (lambda data: b"", "0 bytes where"),
+        (lambda data: data + b"x", "more bytes where"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "its bytes are not those that were written"),
+    ],
+)
+def test_a_damaged_plane_that_came_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], message: str
+) -> None:
+    _, store = write_store(tmp_path, "blocks")
+    table = BlockStore.open(store).tables[-1]
+    file = store / table.key(2)
+    file.write_bytes(change(file.read_bytes()))
+    monkeypatch.setattr(store_load, "PIECE_BYTES", 500)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_scene(store, planes=lambda _: (torch.device("cpu"), torch.float16))
+    assert f"{file} (block 2): damaged" in caught.value.message
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"\(block 2\): missing"):
+        load_scene(store, planes=lambda _: (torch.device("cpu"), torch.float16))
 
 
 @pytest.mark.parametrize("channels", [16, 6])
