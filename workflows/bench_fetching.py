@@ -15,6 +15,7 @@ from landmark_batch.chunks import split_frames
 from landmark_batch.errors import ConfigError
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.job import RenderJob
+from landmark_batch.workflows.bench_link import copy_rate
 from landmark_batch.workflows.in_hand import chunk_frames
 from landmark_batch.workflows.itinerary import route_chunks
 from landmark_batch.workflows.machine import Machine, choose_device, describe_machine
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 RGB = (OutputSpec("rgb", "uint8", 3),)
 WARM_UP = 2  # frames before the clock starts: graphs are recorded, buffers grow
 MOVED = ("fetch_loads", "fetch_bytes_read", "fetch_bytes_copied")  # counted from the first block on, before the clock starts too
-LINK_BYTES = 2**28
-LINK_TURNS = 8
 
 Tell = Callable[[str], None]
 
@@ -171,7 +170,7 @@ def bench_fetching(job: RenderJob, *, frames: int | None = None, machine: Machin
         demand=found.demand if found is not None else 0,
         dynamic=dynamic,
         resident=resident,
-        link=_link() if device == "cuda" else 0.0,
+        link=copy_rate() / 1e9 if device == "cuda" else 0.0,
         notes=tuple(notes),
     )
 
@@ -231,21 +230,6 @@ def _run(request: RenderRequest, choice: FetchChoice | None, order: Sequence[int
     if close is not None:
         close()
     return run
-
-
-def _link() -> float:
-    """GB/s from pinned host memory to the GPU."""
-    import torch
-
-    host = torch.empty(LINK_BYTES, dtype=torch.uint8, pin_memory=True)
-    there = torch.empty(LINK_BYTES, dtype=torch.uint8, device="cuda")
-    there.copy_(host, non_blocking=True)
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(LINK_TURNS):
-        there.copy_(host, non_blocking=True)
-    torch.cuda.synchronize()
-    return LINK_BYTES * LINK_TURNS / (time.perf_counter() - started) / 1e9
 
 
 def _device_name(device: str, machine: Machine) -> str:

@@ -16,12 +16,13 @@ from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.bench_commands import Launch, StartUp, TimedCommand, start_up, time_command
+from landmark_batch.workflows.bench_link import scene_link
 from landmark_batch.workflows.bench_report import Findings
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.request import RenderRequest
 
 START_FRAMES = 4  # of the command whose start is measured
-START_BAR = 5.0  # seconds from command to first frame, warm, on a GPU whose workers stand
+START_BAR = 5.0  # seconds from command to first frame, warm, on a GPU whose workers stand, beside what the scene's bytes take to come
 UP_SECONDS = 300.0  # for a scheduler and its workers to come up
 END_SECONDS = 60.0  # for them to end
 
@@ -126,8 +127,12 @@ class StartBench:
         note = f"warm; CPU of the command {warm.cpu:.1f} s, first time {start_up(cold).total:.2f} s"
         standing = start_up(warm)
         self._add("the same, on workers that stand", standing, note)
+        self.found.tell("reading the scene, without what it takes to look at it")
+        link = scene_link(self.request, self.placement)
+        self.found.add("start", "link that the scene comes over", link.rate / 1e9, "GB/s", link.describe())
         if self.placement.gpus:
-            self.found.bar("from command to first frame, warm, on workers that stand", standing.total, START_BAR, "s")
+            limit = round(START_BAR + link.seconds, 2)
+            self.found.bar("from command to first frame, warm, on workers that stand", standing.total, limit, "s")
 
     def _twice(self, name: str, more: Sequence[str]) -> tuple[TimedCommand, TimedCommand]:
         store = fresh_path(self.folder / name)

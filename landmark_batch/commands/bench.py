@@ -78,7 +78,7 @@ def job_command(
 
     \b
     render      bare and as a job, with PNG export beside it, without overlap, on each number of devices; memory, disk
-    start       from command to first frame, by stage, with workers of its own and on workers that stand
+    start       from command to first frame, by stage, with workers of its own and on workers that stand; the link that the scene comes over
     write       the store's writer and reader alone
     export      images and a film out of the store
     scheduling  what a job adds to frames that take a fixed time, and to going on with its store: 100,000 frames of 10 ms take nine minutes

@@ -242,7 +242,10 @@ def test_the_start_is_measured_with_own_workers_and_with_standing_ones(scene_dir
 
     report = run_bench(folder, load_job(job), parts=("start",), launch=launch)
     totals = [row.value for row in report.rows if not row.what.startswith(" ")]
-    assert len(totals) == 2 and totals[0] > 1.7 and 0.7 < totals[1] < totals[0]
+    assert len(totals) == 3 and totals[0] > 1.7 and 0.7 < totals[1] < totals[0]
+    link = report.rows[-1]
+    assert (link.what, link.unit) == ("link that the scene comes over", "GB/s") and link.value > 0
+    assert link.note.startswith(f"reading: {(scene_dir / 'scene.th').stat().st_size / 1e9:.2f} GB take ")
     stages = [row.what.strip() for row in report.rows if row.what.startswith(" ")]
     assert stages == ["command", "workers", "driver", "scene and kernels", "first chunk"] * 2
     assert not report.bars, "the bar is a GPU's"
