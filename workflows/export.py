@@ -15,12 +15,11 @@ from landmark_batch.cameras.flight import Flight
 from landmark_batch.chunks import parse_frame_ranges
 from landmark_batch.errors import ConfigError, StoreError
 from landmark_batch.frames.export_images import ImageExporter, ImageReport
-from landmark_batch.frames.export_video import VideoExporter, VideoReport, VideoSettings
-from landmark_batch.frames.export_video import export_video as encode_video
 from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.store_source import open_source
+from landmark_batch.frames.video_settings import VideoReport, VideoSettings
 from landmark_batch.job import RenderJob, video_suffix
 from landmark_batch.object_path import StorePath, as_store_path
 
@@ -86,6 +85,8 @@ def export_video(
     `export_images`; they follow one another without gaps. After an interruption only the film's missing segments are encoded.
     Raises StoreError naming unfinished frames, ConfigError, DiskFullError.
     """
+    from landmark_batch.frames.export_video import export_video as encode_video
+
     settings = settings or VideoSettings()
     source = open_source(store)
     path = file or default_video_file(store, settings.codec)
@@ -175,5 +176,7 @@ def check_exports(job: RenderJob, flight: Flight, *, images: bool = False, video
             raise ConfigError(
                 f"{job.name}: a film needs rgb, and output.rgb is false", remedy="set output.rgb = 'uint8', or leave --video out"
             )
+        from landmark_batch.frames.export_video import VideoExporter
+
         notes += VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps).notes
     return list(dict.fromkeys(notes))

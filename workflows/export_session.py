@@ -9,20 +9,24 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import LandmarkError
 from landmark_batch.events import ChunkDone, Event
 from landmark_batch.frames.export_images import ImageExporter, ImageReport, joined
-from landmark_batch.frames.export_video import Stopped, VideoExporter, VideoReport
 from landmark_batch.frames.image_processes import BEGIN_BYTES, ImageProcesses
 from landmark_batch.frames.latest import LatestPicture, latest_file
 from landmark_batch.frames.pictures import PictureOrder, can_be_ordered, order_pictures, remove_made, withdraw
 from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
+from landmark_batch.frames.video_settings import VideoReport
 from landmark_batch.job import RenderJob
 from landmark_batch.workflows.export import image_settings, video_settings
 from landmark_batch.workflows.machine import gpus_present
+
+if TYPE_CHECKING:
+    from landmark_batch.frames.export_video import VideoExporter
 
 _log = logging.getLogger(__name__)
 _BATCH = 64  # frames a thread of a lane takes before the lane looks for others: at a batch's end threads wait for the last one
@@ -171,7 +175,11 @@ class ExportSession:
             for exporter in exporters
             if pending and job.parallel.device != "cpu" and can_be_ordered(source.store.path, source.store.spec, exporter.settings)
         ]
-        film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps) if video else None
+        film = None
+        if video:
+            from landmark_batch.frames.export_video import VideoExporter  # with FFmpeg's libraries, which a job without a film does without
+
+            film = VideoExporter(source, job.video_path, video_settings(job, allow_8bit=allow_8bit), job_fps=job.video.fps)
         picture = LatestPicture(source, latest_file(job.store_neighbour)) if latest else None
         for exporter in ordered:
             exporter.expect(pending)
@@ -260,7 +268,11 @@ class ExportSession:
 
     def _export_video(self, last: bool) -> None:
         video = self._video
-        while video is not None and not self._stop.is_set():
+        if video is None:
+            return
+        from landmark_batch.frames.export_video import Stopped
+
+        while not self._stop.is_set():
             with self._lock:
                 part = next((part for part in self._segments if self._ready.issuperset(part)), None)
             if part is None:

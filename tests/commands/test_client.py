@@ -1,4 +1,6 @@
-"""What a command does that renders nothing itself: it does without torch, whose import takes seconds."""
+"""What a command does that renders nothing itself: it does without torch, whose import takes seconds, and one that makes no film without
+FFmpeg's libraries.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ for line in sys.stdin.read().splitlines():
     except SystemExit as end:
         assert not end.code, f"{line}: exit code {end.code}"
     assert "torch" not in sys.modules, line
+    assert "av" not in sys.modules, line
 """
 COMMANDS = """\
 info park.th
@@ -37,7 +40,7 @@ new park.th --cameras transforms.json -o again.toml
 """
 
 
-def test_these_commands_do_without_torch(park: Path, store: Path, tmp_path: Path) -> None:
+def test_these_commands_do_without_torch_and_ffmpeg(park: Path, store: Path, tmp_path: Path) -> None:
     convert_scene(tmp_path / "park.th", tmp_path / "blocks.zarr", blocks=(2, 2))
     (tmp_path / "blocks.toml").write_text(JOB.replace("park.th", "blocks.zarr"))
     done = subprocess.run(
