@@ -18,6 +18,7 @@ from landmark_batch.job import RenderJob
 from landmark_batch.workflows.bench_commands import Launch, StartUp, TimedCommand, start_up, time_command
 from landmark_batch.workflows.bench_link import scene_link
 from landmark_batch.workflows.bench_report import Findings
+from landmark_batch.workflows.bytecode import advice, without_bytecode
 from landmark_batch.workflows.machine import Placement
 from landmark_batch.workflows.request import RenderRequest
 
@@ -127,6 +128,9 @@ class StartBench:
         note = f"warm; CPU of the command {warm.cpu:.1f} s, first time {start_up(cold).total:.2f} s"
         standing = start_up(warm)
         self._add("the same, on workers that stand", standing, note)
+        missing, modules = without_bytecode()
+        if (told := advice(missing, modules)) is not None:
+            self.found.add("start", "modules without bytecode", missing, f"of {modules}", told)
         self.found.tell("reading the scene, without what it takes to look at it")
         link = scene_link(self.request, self.placement)
         self.found.add("start", "link that the scene comes over", link.rate / 1e9, "GB/s", link.describe())

@@ -51,9 +51,11 @@ def examine() -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  whatever torch's import ends with is what the user has to know
         found["render"] = {"possible": False, "reason": f"torch cannot be imported: {type(error).__name__}: {error}"}
         return found
+    from landmark_batch.workflows.bytecode import without_bytecode
     from landmark_batch.workflows.machine import describe_machine
 
     machine = describe_machine()
+    found["bytecode"] = dict(zip(("missing", "modules"), without_bytecode(), strict=True))
     found["machine"] = machine.as_dict()
     found["render"] = _choice(machine)
     return found
@@ -130,5 +132,8 @@ def _say(found: dict[str, Any]) -> None:
     workers = f"{render['workers']} worker{'' if render['workers'] == 1 else 's'}"
     click.echo(f"render would use: {render['device']} ({render['reason']}), {workers} on {render['on']}")
     click.echo(f"runtime: {render['runtime'] or 'none'} ({render['runtime_reason']})")
-    for note in render["notes"]:
+    from landmark_batch.workflows.bytecode import advice
+
+    told = advice(found["bytecode"]["missing"], found["bytecode"]["modules"])
+    for note in [*render["notes"], *([told] if told is not None else [])]:
         click.echo(f"note: {note}")
