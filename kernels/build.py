@@ -23,6 +23,7 @@ from .toolchain import Toolchain, ToolchainError, find_toolchain, visible_archit
 from .torch_build import torch_build
 
 DEVICES = ("cpu", "cuda")
+LIBRARIES = (*DEVICES, "png")  # that of PNGs does without torch and is loaded by `png`
 BUILD_SECONDS = 1800  # a compiler that takes longer hangs
 
 _MEND_BUILD = "mend what the log says, or install another compiler"
@@ -45,7 +46,7 @@ class KernelError(RuntimeError):
 
 @dataclass(frozen=True)
 class KernelStatus:
-    """What there is of a device's compiled kernels.
+    """What there is of a library of compiled kernels: device 'cpu', 'cuda', or 'png'.
 
     loaded: in this process. usable: loaded, or built, or there is all that a build needs. reason: one line for people.
     path: the library, None if there is none yet. seconds: this call spent building. log: of a build, None if none ran. remedy: what
@@ -67,8 +68,8 @@ class KernelStatus:
 
 
 def status(device: str, *, cache_dir: Path | None = None, prebuilt: Path | None = None, cuda_home: Path | None = None) -> KernelStatus:
-    """What there is, without building or loading. Arguments as in `load`."""
-    _check(device)
+    """What there is, without building or loading. Arguments as in `load`; device may be 'png', too."""
+    _check(device, LIBRARIES)
     if device in _loaded:
         return _loaded[device]
     if prebuilt is not None:
@@ -93,10 +94,11 @@ def build(
 ) -> KernelStatus:
     """Compile a device's library into the cache, unless it is there. Does not load it, never raises for a failed build.
 
-    cache_dir: the program's cache folder (~/.cache/landmark-batch). architectures: of the CUDA kernels, default those of the
-    visible GPUs. force: compile even if it is there. progress: called with what is being done and the share that is done.
+    device: 'cpu', 'cuda', or 'png'. cache_dir: the program's cache folder (~/.cache/landmark-batch). architectures: of the CUDA kernels,
+    default those of the visible GPUs. force: compile even if it is there. progress: called with what is being done and the share that is
+    done.
     """
-    _check(device)
+    _check(device, LIBRARIES)
     start = time.time()
     tell = progress or (lambda _label, _share: None)
     try:
@@ -298,9 +300,9 @@ def export(found: KernelStatus, folder: Path) -> Path:
     return publish(found.path, facts, folder)
 
 
-def _check(device: str) -> None:
-    if device not in DEVICES:
-        raise ValueError(f"device = {device!r}: one of {', '.join(DEVICES)}")
+def _check(device: str, known: Sequence[str] = DEVICES) -> None:
+    if device not in known:
+        raise ValueError(f"device = {device!r}: one of {', '.join(known)}")
 
 
 def _one_line(text: str) -> str:

@@ -54,16 +54,17 @@ def sources_digest(device: str) -> str:
 
 def build_facts(device: str, recipe: str, versions: Mapping[str, str]) -> dict[str, Any]:
     """Everything that a library depends on. versions: of the compilers, by name."""
-    return {
+    facts = {
         "device": device,
         "sources": sources_digest(device),
         "recipe": hashlib.sha256(_without_places(recipe).encode()).hexdigest(),
-        "torch": torch_build().version,
-        "torch_commit": torch_build().commit,
-        "cuda": torch_build().cuda if device == "cuda" else None,
         "machine": platform.machine(),
         "compilers": dict(versions),
     }
+    if device == "png":
+        return facts
+    cuda = torch_build().cuda if device == "cuda" else None
+    return facts | {"torch": torch_build().version, "torch_commit": torch_build().commit, "cuda": cuda}
 
 
 def _without_places(recipe: str) -> str:
@@ -72,7 +73,7 @@ def _without_places(recipe: str) -> str:
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """Name of the folder of a build: 'cpu-' and 16 hex digits."""
+    """Name of the folder of a build: 'cpu-', 'cuda-' or 'png-', and 16 hex digits."""
     return f"{facts['device']}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
@@ -85,7 +86,8 @@ def mismatch(library: Path) -> str | None:
         return None
     except (OSError, ValueError, KeyError) as error:
         return f"{library.stem}.json beside it cannot be read: {error}"
-    for name, here in (("torch", torch_build().version), ("machine", platform.machine())):
+    here_is = {"machine": platform.machine()} if device == "png" else {"torch": torch_build().version, "machine": platform.machine()}
+    for name, here in here_is.items():
         if facts.get(name) != here:
             return f"it was built for {name} {facts.get(name)}, here is {here}"
     if device == "cuda" and facts.get("cuda") != torch_build().cuda:
@@ -150,7 +152,7 @@ def failure_since(folder: Path, start: float) -> str | None:
 def entries(cache_dir: Path | None = None) -> list[Entry]:
     """All finished builds, newest first."""
     found = []
-    for folder in kernels_dir(cache_dir).glob("c*-*"):
+    for folder in kernels_dir(cache_dir).glob("*-*"):
         library = folder / library_name(folder.name.partition("-")[0])
         if library.is_file():
             size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -25,7 +25,7 @@ class ToolchainError(RuntimeError):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Paths of the tools; nvcc: None for the CPU kernels."""
+    """Paths of the tools; nvcc: for the CUDA kernels alone."""
 
     compiler: Path
     ninja: Path
@@ -33,7 +33,7 @@ class Toolchain:
 
 
 def find_toolchain(device: str, *, cuda_home: Path | None = None) -> Toolchain:
-    """The tools that build the kernels of `device` ('cpu', 'cuda'). cuda_home: a toolkit to prefer to the PATH's nvcc.
+    """The tools that build the kernels of `device` ('cpu', 'cuda', 'png'). cuda_home: a toolkit to prefer to the PATH's nvcc.
 
     Raises ToolchainError naming the first that is missing.
     """
@@ -44,7 +44,7 @@ def find_toolchain(device: str, *, cuda_home: Path | None = None) -> Toolchain:
     ninja = _find_ninja()
     if ninja is None:
         raise ToolchainError("no ninja: neither the Python package nor the program is installed", "pip install ninja")
-    if not (torch_include() / "torch" / "library.h").is_file():
+    if device != "png" and not (torch_include() / "torch" / "library.h").is_file():
         raise ToolchainError(f"torch has no headers in {torch_include()}", "install torch from a wheel, which has them: pip install torch")
     nvcc = None
     if device == "cuda":

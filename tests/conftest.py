@@ -56,6 +56,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from landmark_batch.kernels import build
 
         build.build("cpu", cache_dir=folder)  # where that fails, `libraries` says why
+    if any("png_library" in getattr(item, "fixturenames", ()) for item in session.items):
+        from landmark_batch.kernels import build
+
+        build.build("png", cache_dir=folder)
 
 
 @pytest.fixture(scope="session")
@@ -63,16 +67,26 @@ def libraries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """Folder of the compiled CPU kernels, built once and kept in pytest's cache; skips where there is no compiler, never on a failed
     build.
     """
+    return _built("cpu", _kept(request.config) or tmp_path_factory.getbasetemp() / "kernels").parent
+
+
+@pytest.fixture(scope="session")
+def png_library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled code for PNGs, as `libraries`."""
+    return _built("png", _kept(request.config) or tmp_path_factory.getbasetemp() / "kernels")
+
+
+def _built(device: str, folder: Path) -> Path:
     from landmark_batch.kernels import build
     from landmark_batch.kernels.toolchain import ToolchainError, find_toolchain
 
     try:
-        find_toolchain("cpu")
+        find_toolchain(device)
     except ToolchainError as error:
         pytest.skip(str(error))
-    found = build.build("cpu", cache_dir=_kept(request.config) or tmp_path_factory.getbasetemp() / "kernels")
+    found = build.build(device, cache_dir=folder)
     assert found.usable and found.path is not None, found.reason
-    return found.path.parent
+    return found.path
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,8 @@ from landmark_batch.frames.spec import OutputSpec, StoreInfo, StoreSpec
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.frames.video_settings import VideoSettings
+from landmark_batch.kernels.png import PngLibrary, packer
+from landmark_batch.model.runtime import KernelSource
 from landmark_batch.workflows.export import default_video_file
 from landmark_batch.workflows.machine import describe_machine
 from landmark_batch.workflows.saved_report import SavedReport
@@ -102,16 +104,19 @@ def bench_export(
     threads: int | None = None,
     codecs: Sequence[str] = (),
     tell: Tell | None = None,
+    kernels: KernelSource | None = None,
 ) -> ExportBench:
     """Measure the writers on made-up pictures. folder: for stores and exports, stays.
 
     frames: at least 2. threads: of image export and of the encoders; default a core each, at most 16, as image export takes them.
-    codecs: of films; by default those of CODECS that this machine can run.
+    codecs: of films; by default those of CODECS that this machine can run. kernels: where compiled code for PNGs is, or is built to.
     Raises ConfigError for a codec that was asked for and cannot run, DiskFullError.
     """
     tell = tell or (lambda line: None)
     bench = _Bench(folder, width, height, frames, threads or min(16, len(os.sched_getaffinity(0))), tell)
     folder.mkdir(parents=True, exist_ok=True)
+    if kernels is not None:
+        bench.build(kernels)
     stores = {bits: bench.stores(bits) for bits in (8, 16)}
     asked = tuple(codecs) or CODECS
     films = [film for codec in asked if (film := bench.film(stores, codec, required=bool(codecs))) is not None]
@@ -127,9 +132,18 @@ class _Bench:
         self.folder, self.width, self.height, self.frames, self.threads, self.tell = folder, width, height, frames, threads, tell
         self.rows: list[ExportRow] = []
         self.notes: list[str] = []
+        self.library: PngLibrary | None = None
         tell(f"making pictures of {width}×{height}")
         self._scenery = scenery(width + _STEP * frames, height)
         self._copies: dict[int, list[float]] = {8: [], 16: []}
+
+    def build(self, kernels: KernelSource) -> None:
+        """The compiled code for PNGs, before anything is measured."""
+        self.library = kernels.png_library()
+        self.library.begin()
+        self.library.wait()
+        if self.library.path is None:
+            self.notes.append("PNGs were made without compiled code: `landmark-batch kernels build --device png` says why")
 
     def picture(self, frame: int, bits: int) -> Pixels:
         """[H, W, 3] uint8 or uint16."""
@@ -188,16 +202,17 @@ class _Bench:
         self.tell(f"images of {bits} bits")
         source = open_source(store)
         pictures = [self.picture(frame, bits) for frame in range(min(self.frames, self.threads))]
+        compiled = None if self.library is None else packer(self.library.path)
         for kind, compress in (("", True), (", not compressed", False)):
             with self._row(f"PNG{kind}, encoding", bits) as took, ThreadPoolExecutor(self.threads) as pool:
-                jobs = [pool.submit(lambda number, how: len(encode_png(pictures[number], compress=how)), frame % len(pictures), compress)
-                        for frame in range(self.frames)]  # fmt: skip
-                took.bytes = sum(job.result() for job in jobs) / self.frames
+                again = (pictures[frame % len(pictures)] for frame in range(self.frames))
+                jobs = [pool.submit(encode_png, pixels, compress=compress, packer=compiled) for pixels in again]
+                took.bytes = sum(len(job.result()) for job in jobs) / self.frames
             settings = ImageSettings(bit_depth=bits, png_compression="deflate" if compress else "none")
             fresh = _fresh(self.folder / "images")
             with (
                 self._row(f"PNG{kind}, store to files", bits) as took,
-                ImageExporter(source, fresh, settings, workers=self.threads) as exporter,
+                ImageExporter(source, fresh, settings, workers=self.threads, library=self.library) as exporter,
             ):
                 took.bytes = exporter.export().bytes / self.frames
 

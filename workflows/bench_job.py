@@ -23,6 +23,7 @@ from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.request import RenderRequest
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.warm import WarmStart
+from landmark_batch.workflows.worker import kernel_source
 
 PART = "render"
 JOB_BAR, EXPORT_BAR = 1.10, 1.15  # wall time from first to last frame over bare kernels, on GPUs
@@ -101,8 +102,9 @@ class JobBench:
                 first.append(event.at)
 
         def exports(frames: tuple[int, ...], todo: tuple[int, ...]) -> ExportSession:
-            sessions.append(ExportSession.of_job(job, frames=frames, pending=todo, images=True, latest=False))
-            return sessions[0]
+            session = ExportSession.of_job(job, frames=frames, pending=todo, images=True, latest=False, kernels=kernel_source())
+            sessions.append(session)
+            return session
 
         with UsageWatch(len(wanted)) as watch, ExitStack() as stack:
             options = {"exports": exports} if images else {}

@@ -21,6 +21,7 @@ from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.frames.video_settings import VideoReport, VideoSettings
 from landmark_batch.job import RenderJob, video_suffix
+from landmark_batch.model.runtime import KernelSource
 from landmark_batch.object_path import StorePath, as_store_path
 
 Progress = Callable[[int, int], None]
@@ -56,16 +57,18 @@ def export_images(
     force: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    kernels: KernelSource | None = None,
 ) -> ImageReport:
     """Frames of a store as image files in `folder` (default: city.zarr -> city/rgb). Files that are up to date are left alone.
 
     frames: '0-239x10' or indices; None = the whole flight. force: write all. workers: images made at the same time. progress: called
-    with (done, all).
+    with (done, all). kernels: where compiled code for PNGs is, or is to be built once there are many; None: PNGs are made without.
     Raises StoreError (foreign store; unfinished frames, named, unless allow_missing), ConfigError, DiskFullError.
     """
     settings = settings or ImageSettings()
     source = open_source(store)
-    with ImageExporter(source, folder or default_images_folder(store, settings.output), settings, workers=workers) as exporter:
+    place, library = folder or default_images_folder(store, settings.output), None if kernels is None else kernels.png_library()
+    with ImageExporter(source, place, settings, workers=workers, library=library) as exporter:
         return exporter.export(_frames(frames, source), allow_missing=allow_missing, force=force, progress=progress)
 
 

@@ -22,6 +22,7 @@ from landmark_batch.frames.source import FrameSource
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.frames.video_settings import VideoReport
 from landmark_batch.job import RenderJob
+from landmark_batch.model.runtime import KernelSource
 from landmark_batch.workflows.export import image_settings, video_settings
 from landmark_batch.workflows.machine import gpus_present
 
@@ -154,16 +155,17 @@ class ExportSession:
         allow_8bit: bool = False,
         latest: bool = True,
         workers: int | None = None,
+        kernels: KernelSource | None = None,
     ) -> ExportSession:
         """For a render: with images every output of the store as [images] says, with video rgb as [video] says.
 
         latest: keep NAME.latest.jpg up to date.
-        workers: images made at the same time; None: two, or three quarters of the cores where GPUs render.
+        workers: images made at the same time; None: two, or three quarters of the cores where GPUs render. kernels: see `export_images`.
         Raises StoreError or ConfigError as the exporters do; `check_exports` finds these before a store is made.
         """
         source = open_source(job.store_path)
         workers = image_threads(job) if workers is None else workers
-        processes = ImageProcesses(workers, nice=_NICE)
+        processes = ImageProcesses(workers, nice=_NICE, library=None if kernels is None else kernels.png_library())
         exporters = [
             ImageExporter(source, job.images_dir / output, settings, workers=workers, processes=processes)
             for output in (source.outputs if images else ())

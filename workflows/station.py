@@ -94,6 +94,7 @@ class DaskStation:
         if asked is None or not asked.is_anything:
             return None
         from landmark_batch.workflows.export_session import ExportSession
+        from landmark_batch.workflows.worker import kernel_source
 
         job = self._order.request.job
         self._exports = ExportSession.of_job(
@@ -104,6 +105,7 @@ class DaskStation:
             video=asked.video,
             allow_8bit=asked.allow_8bit,
             latest=asked.latest,
+            kernels=kernel_source(),
         )
         return self._exports.pictures
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import platformdirs
 
 from landmark_batch.commands.common import json_option, path_type, say_json, say_table, say_written
 from landmark_batch.commands.interrupts import Interrupts
@@ -190,12 +191,14 @@ def export_command(
     Frames a second by the clock with all threads, and by CPU time of one core, which a busy machine changes least; and how many copies
     of the frame in memory a frame costs. A small machine measures --width 1920 --height 1080 in a minute.
     """
+    from landmark_batch.model.runtime import KernelSource
     from landmark_batch.workflows.bench_export import HEAD, bench_export
 
+    kernels = KernelSource.from_environment(os.environ, platformdirs.user_cache_path("landmark-batch"))
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="landmark-batch-bench-")))
-        report = bench_export(place, width=width, height=height, frames=frames, threads=threads, codecs=codecs, tell=_tell)
+        report = bench_export(place, width=width, height=height, frames=frames, threads=threads, codecs=codecs, tell=_tell, kernels=kernels)
     written = [report.save(output)] if output is not None else []
     if as_json:
         say_json(report.as_dict())

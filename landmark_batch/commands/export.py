@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import platformdirs
 
 from landmark_batch.commands.common import count_of, human_time, json_option, path_type, say_json, say_written
 from landmark_batch.commands.progress import counted
@@ -35,7 +37,7 @@ def command() -> None:
     type=click.Choice(["deflate", "none"]),
     default="deflate",
     show_default=True,
-    help="none: nothing is compressed: large files, half the time of 8-bit ones.",
+    help="none: nothing is compressed: large files, a little less work.",
 )
 @click.option("--pattern", default="{name}.{frame:05d}.{ext}", show_default=True, help="File names; {output} may be in it too.")
 @click.option("--start-number", type=int, default=0, show_default=True, help="Added to the frame number in file names.")
@@ -67,12 +69,22 @@ def images(
 ) -> None:
     """Frames of STORE as images in FOLDER (default: city.zarr -> city/rgb). Images that are up to date are left alone."""
     from landmark_batch.frames.image_settings import ImageSettings
+    from landmark_batch.model.runtime import KernelSource
     from landmark_batch.workflows.export import export_images
 
     chosen = ImageSettings(format=format_, bit_depth=int(bit_depth), **settings)
+    kernels = KernelSource.from_environment(os.environ, platformdirs.user_cache_path("landmark-batch"))
     with counted("images", quiet=as_json) as progress:
         report = export_images(
-            store, folder, chosen, frames=frames, allow_missing=allow_missing, force=force, workers=workers, progress=progress
+            store,
+            folder,
+            chosen,
+            frames=frames,
+            allow_missing=allow_missing,
+            force=force,
+            workers=workers,
+            progress=progress,
+            kernels=kernels,
         )
     if as_json:
         say_json(report.as_dict())

@@ -17,8 +17,8 @@ from landmark_batch.errors import KernelBuildError, StoreError
 def command() -> None:
     """Compiled kernels: build them now, see what there is, delete them.
 
-    Nobody has to: the first render builds what it needs into a cache. A machine without a compiler takes prebuilt libraries from
-    the folder that LANDMARK_BATCH_KERNELS names.
+    Nobody has to: the first render, and the first export of many PNGs, build what they need into a cache. A machine without a
+    compiler takes prebuilt libraries from the folder that LANDMARK_BATCH_KERNELS names.
     """
 
 
@@ -26,9 +26,9 @@ def command() -> None:
 @click.option(
     "--device",
     "devices",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu", "cuda", "png"]),
     multiple=True,
-    help="Whose kernels. Default: the CPU's, and CUDA's where torch sees a GPU.",
+    help="Whose kernels; png: those that make PNGs on a CPU. Default: cpu and png, and cuda where torch sees a GPU.",
 )
 @click.option(
     "--arch",
@@ -75,11 +75,11 @@ def build_command(devices: tuple[str, ...], architectures: tuple[str, ...], outp
 @json_option
 def status_command(as_json: bool) -> None:
     """What there is, and what a render would use. Builds nothing."""
-    from landmark_batch.kernels import cache
+    from landmark_batch.kernels import build, cache
     from landmark_batch.model.runtime import KernelSource
 
     source = KernelSource.from_environment(os.environ, _cache())
-    found = {device: source.status(device) for device in ("cpu", "cuda")}
+    found = {device: source.status(device) for device in build.LIBRARIES}
     built = cache.entries(source.cache_dir)
     if as_json:
         say_json(
@@ -114,7 +114,7 @@ def _cache() -> Path:
 def _here() -> tuple[str, ...]:
     import torch
 
-    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return ("cpu", "png", "cuda") if torch.cuda.is_available() else ("cpu", "png")
 
 
 class _Bar:

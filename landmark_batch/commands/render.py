@@ -119,6 +119,7 @@ def run_job(
     from landmark_batch.workflows.order import ExportOrder
     from landmark_batch.workflows.render import run_render
     from landmark_batch.workflows.trace_share import describe_busy, traces_of
+    from landmark_batch.workflows.worker import kernel_source
 
     job, began = request.job, time.time()
     if profile:
@@ -132,7 +133,7 @@ def run_job(
 
     def open_exports(wanted: tuple[int, ...], todo: tuple[int, ...]) -> ExportSession:
         asked: dict[str, bool] = {"images": images, "video": video, "allow_8bit": allow_8bit, "latest": latest}
-        sessions.append(ExportSession.of_job(job, frames=wanted, pending=todo, **asked))
+        sessions.append(ExportSession.of_job(job, frames=wanted, pending=todo, kernels=kernel_source(), **asked))
         return sessions[0]
 
     with Interrupts(again) as interrupts:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from landmark_batch.errors import ConfigError
+from landmark_batch.kernels.png import PngLibrary
 
 from .depth_range import depth_range
 from .image_files import KEY, OUTPUT, ImageLabel, read_label
@@ -66,7 +67,7 @@ class ImageExporter:
     """Writes frames of `source` as images into `folder`. Safe to run again: only what changed is written. Close it, or use `with`.
 
     workers: images made at the same time; None = one a core, at most 16. Threads, each with a process once there are many frames of a
-    store. processes: those, to share with other exporters; None = its own.
+    store. processes: those, to share with other exporters; None = its own, with `library`, the compiled code for PNGs.
     Raises ConfigError before anything is read or written: an output the source lacks, 16 bits from uint8, a bad pattern.
     """
 
@@ -78,13 +79,14 @@ class ImageExporter:
         *,
         workers: int | None = None,
         processes: ImageProcesses | None = None,
+        library: PngLibrary | None = None,
     ) -> None:
         self.source = source
         self.folder = Path(folder)
         self.settings = settings or ImageSettings()
         self.notes = tuple(self.settings.check_source(source))
         self.workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))
-        self.processes = processes or ImageProcesses(self.workers)
+        self.processes = processes or ImageProcesses(self.workers, library=library)
         self._cleared: set[Path] = set()
         self._expected: frozenset[int] = frozenset()
         self._since = 0.0

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch import __version__
+from landmark_batch.kernels.png import PngPacker
 
 from .colormap import normalise, paint
 from .exr import REC709, read_exr_text, write_exr
@@ -62,23 +63,23 @@ def read_label(path: Path, format: str) -> dict[str, str]:
         return {}
 
 
-def write_image(path: Path, pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> int:
+def write_image(path: Path, pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel, packer: PngPacker | None = None) -> int:
     """Write one frame's stored pixels as the image `settings` asks for, atomically. Returns its bytes.
 
-    pixels: [H, W] or [H, W, C] as the store has them. Raises DiskFullError or ConfigError.
+    pixels: [H, W] or [H, W, C] as the store has them. packer: of PNGs, see `write_png`. Raises DiskFullError or ConfigError.
     """
     with output_file(path) as temporary:
         if settings.format == "exr":
             write_exr(temporary, *_exr(pixels, settings, label), compression=settings.exr_compression)
         elif settings.format == "png":
             with temporary.open("wb") as file:
-                _png(file, pixels, settings, label)
+                _png(file, pixels, settings, label, packer)
         else:
             temporary.write_bytes(_jpeg(pixels, settings, label))
         return temporary.stat().st_size
 
 
-def _png(file: BinaryIO, pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> None:
+def _png(file: BinaryIO, pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel, packer: PngPacker | None) -> None:
     text, srgb = label.text(), True
     if settings.output == "rgb":
         picture = straight_bits(pixels, settings.bit_depth)
@@ -91,7 +92,7 @@ def _png(file: BinaryIO, pixels: NDArray[Any], settings: ImageSettings, label: I
             picture, srgb = to_bits(normalise(pixels, near, far), settings.bit_depth), False
         else:
             picture = paint(pixels, near, far, settings.colormap)
-    write_png(file, picture, text, srgb=srgb, compress=settings.png_compression != "none")
+    write_png(file, picture, text, srgb=srgb, compress=settings.png_compression != "none", packer=packer)
 
 
 def _jpeg(pixels: NDArray[Any], settings: ImageSettings, label: ImageLabel) -> bytes:

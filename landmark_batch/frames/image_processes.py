@@ -7,6 +7,10 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from landmark_batch.kernels.png import PngLibrary, packer
+
 from .image_files import ImageLabel, write_image
 from .image_settings import ImageSettings
 from .outfile import remove_leftovers
@@ -19,21 +23,24 @@ _log = logging.getLogger(__name__)
 # sooner, or finds most files up to date, begins none. Two threads make as many images as two processes; 16, half as many as 16.
 BEGIN_BYTES = 1 << 27
 LEAST = 4
+BUILD_BYTES = 1 << 29  # of pixels, into whose PNGs about as much work was put as a build of the compiled code takes: two seconds of a core
 _PATIENCE = 60.0  # seconds that an image in work may take at the end
 
 
 class ImageProcesses:
     """Makes images for threads: on the thread that asks, and in processes once there were many, or after `begin`. Thread-safe.
 
-    size: processes; with less than LEAST there are none. nice: is added to their niceness.
+    size: processes; with less than LEAST there are none. nice: is added to their niceness. library: compiled code for PNGs; where it is
+    not built it is beside others' work, once many were made without it.
     A frame whose process is lost is made by its thread. So are all frames of sources that are no store.
     """
 
-    def __init__(self, size: int, *, nice: int = 0) -> None:
-        self._size, self._nice = size, nice
+    def __init__(self, size: int, *, nice: int = 0, library: PngLibrary | None = None) -> None:
+        self._size, self._nice, self._library = size, nice, library
         self._lock = threading.RLock()
         self._pool: ProcessPool | None = None
         self._made = 0  # bytes of pixels, by threads
+        self._slow = 0  # bytes of pixels made into PNGs without compiled code
         self._left: set[Path] = set()  # folders in which a lost process may have left something
 
     def begin(self) -> None:
@@ -44,20 +51,36 @@ class ImageProcesses:
 
     def write(self, source: FrameSource, path: Path, settings: ImageSettings, label: ImageLabel) -> int:
         """Make the file of the frame that `label` tells of; returns its bytes. Raises what `source.read` and `write_image` raise."""
+        compiled = self._compiled(source, settings) if settings.format == "png" else None
         pool = self._take() if isinstance(source, StoreSource) else None
         if pool is not None:
             try:
-                return pool.run(_write, source.path, path, settings, label)
+                return pool.run(_write, source.path, path, settings, label, compiled)
             except ProcessLost as error:
                 self._lose(path, error)
         pixels = source.read(settings.output, label.frame)
-        size = write_image(path, pixels, settings, label)
+        size = write_image(path, pixels, settings, label, packer(compiled))
         with self._lock:
             self._made += pixels.nbytes
         return size
 
+    def _compiled(self, source: FrameSource, settings: ImageSettings) -> Path | None:
+        """The library for a PNG that is made now; a build is begun after many without."""
+        library = self._library
+        if library is None or (found := library.path) is not None:
+            return None if library is None else found
+        output = source.outputs[settings.output]
+        with self._lock:
+            self._slow += source.height * source.width * (output.channels or 1) * np.dtype(output.dtype).itemsize
+            many = self._slow >= BUILD_BYTES
+        if many:
+            library.begin()
+        return None
+
     def close(self) -> None:
-        """End the processes, after the images in work; further ones would begin others. A second call does nothing."""
+        """End the processes, after the images in work, and wait for a build that was begun; further images would begin others. A second
+        call does nothing.
+        """
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -66,6 +89,8 @@ class ImageProcesses:
             left, self._left = self._left, set()
         for folder in left:
             remove_leftovers(folder)
+        if self._library is not None:
+            self._library.wait()
 
     def _take(self) -> ProcessPool | None:
         with self._lock:
@@ -83,9 +108,9 @@ class ImageProcesses:
             _log.warning("a process that makes images is lost (%s): what it had in work is made by this one", error)
 
 
-def _write(store: str, path: Path, settings: ImageSettings, label: ImageLabel) -> int:
+def _write(store: str, path: Path, settings: ImageSettings, label: ImageLabel, compiled: Path | None) -> int:
     """In a process of the pool."""
-    return write_image(path, _source(store).read_recorded(settings.output, label.frame, label.digest), settings, label)
+    return write_image(path, _source(store).read_recorded(settings.output, label.frame, label.digest), settings, label, packer(compiled))
 
 
 @lru_cache(maxsize=2)

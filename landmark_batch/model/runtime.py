@@ -11,6 +11,7 @@ from typing import Literal
 from landmark_batch.errors import ConfigError, KernelBuildError
 from landmark_batch.kernels import build
 from landmark_batch.kernels.build import KernelStatus
+from landmark_batch.kernels.png import PngLibrary
 
 PLAIN_REMEDY = "set --runtime torch"
 
@@ -51,6 +52,10 @@ class KernelSource:
     def status(self, device: str) -> KernelStatus:
         """What there is, without building."""
         return build.status(device, cache_dir=self.cache_dir, prebuilt=self.prebuilt, cuda_home=self.cuda_home)
+
+    def png_library(self) -> PngLibrary:
+        """The compiled code for PNGs; nothing is looked for yet."""
+        return PngLibrary(self.cache_dir, self.prebuilt)
 
     def prepare(self, device: str, progress: Callable[[str, float], None] | None = None) -> KernelStatus:
         """Build what is missing, so that workers find it; loads nothing into this process."""

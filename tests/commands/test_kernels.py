@@ -75,7 +75,7 @@ def test_status_and_clean(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("status")
     assert done.exit_code == 0 and "1 built" in done.output and str(place / "cache" / "kernels") in done.output
     found = json.loads(run("status", "--json").output)
-    assert set(found["devices"]) == {"cpu", "cuda"} and found["built"][0]["device"] == "cpu"
+    assert set(found["devices"]) == {"cpu", "cuda", "png"} and found["built"][0]["device"] == "cpu"
     done = run("clean")
     assert done.exit_code == 0 and "deleted 1 builds" in done.output
     assert cache.entries(place / "cache") == []

@@ -120,6 +120,22 @@ def test_export_images(store: Path, run: Run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*.jpg"))) == FRAMES
 
 
+def test_export_images_by_compiled_code(store: Path, run: Run, tmp_path: Path, png_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the folder that is named: the same pixels, in other bytes."""
+    monkeypatch.setenv("LANDMARK_BATCH_KERNELS", str(tmp_path))  # nothing is there
+    assert run("export", "images", "park.zarr", "plain").code == 0
+    monkeypatch.setenv("LANDMARK_BATCH_KERNELS", str(png_library.parent))
+    assert run("export", "images", "park.zarr", "compiled").code == 0
+    frames = FrameStore.open(store)
+    for number in range(FRAMES):
+        one, other = (tmp_path / folder / f"park.{number:05d}.png" for folder in ("plain", "compiled"))
+        assert one.read_bytes() != other.read_bytes()
+        for path in (one, other):
+            with Image.open(path) as image:
+                assert np.array_equal(np.asarray(image), frames.read("rgb", number))
+    assert f"{FRAMES} up to date" in run("export", "images", "park.zarr", "plain").out, "they show the same"
+
+
 def test_export_refuses_what_the_store_cannot_give(store: Path, run: Run) -> None:
     for words, message in (
         (["images", "park.zarr", "--output", "depth"], "depth"),

@@ -20,10 +20,12 @@ from landmark_batch.frames.export_images import ImageExporter
 from landmark_batch.frames.image_files import ImageLabel
 from landmark_batch.frames.image_processes import ImageProcesses
 from landmark_batch.frames.image_settings import ImageSettings
+from landmark_batch.frames.png import encode_png, read_png_text
 from landmark_batch.frames.process import tag_process
 from landmark_batch.frames.process_pool import ProcessPool
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.frames.store_source import StoreSource, open_source
+from landmark_batch.kernels.png import PngLibrary, packer
 from landmark_batch.object_path import as_store_path
 
 from .export_sources import MemorySource, commit, depths, pictures, write_store
@@ -283,3 +285,31 @@ def test_frames_of_an_object_store(tmp_path: Path, bucket: str, monkeypatch: pyt
     with ImageExporter(source, tmp_path / "there", workers=2) as exporter:  # processes of its own: begun when the server's address is known
         exporter.export()
     assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+def test_the_compiled_code_is_built_after_many_images_and_used(tmp_path: Path, store: FrameStore, png_library: Path) -> None:
+    """By threads and processes alike; `png_library`: there is a compiler."""
+    library = PngLibrary(tmp_path / "cache")
+    with ImageExporter(open_source(store.path), tmp_path / "rgb", ImageSettings(bit_depth=16), workers=2, library=library) as exporter:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(image_processes, "BUILD_BYTES", 1 << 40)
+            exporter.export()
+            library.wait()
+            assert library.path is None, "nothing is built for a few images"
+        before = files(tmp_path / "rgb")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(image_processes, "BUILD_BYTES", 1)
+            exporter.export([0], force=True)
+        library.wait()
+        exporter.export(force=True)
+        after = files(tmp_path / "rgb")
+        pool_of(exporter.processes)
+    assert library.path is not None
+    text = {name: read_png_text(tmp_path / "rgb" / name) for name in before}
+    compiled = {name: encode_png(decode(data), text[name], packer=packer(library.path)) for name, data in before.items()}
+    assert after == compiled and all(after[name] != before[name] for name in before)
+    here = ImageExporter(
+        open_source(store.path), tmp_path / "here", ImageSettings(bit_depth=16), processes=ImageProcesses(1, library=library)
+    )
+    here.export()
+    assert files(tmp_path / "here") == after

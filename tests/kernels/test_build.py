@@ -169,6 +169,26 @@ def test_recipes_name_every_source_and_no_machine(tmp_path: Path) -> None:
         assert path.suffix not in (".cu", ".cpp") or f"{path.stem}.o" in cuda
 
 
+def test_the_library_of_pngs_does_without_torch(compiler: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("torch is looked at")
+
+    for module in (cache, toolchain):
+        monkeypatch.setattr(module, "torch_build", refuse)
+    calls = compiler(GOOD)
+    found = build.build("png", cache_dir=tmp_path / "cache")
+    assert found.usable and found.path is not None and found.path.name == "landmark_png.so", found.reason
+    assert len(calls.read_text().splitlines()) == len([p for p in source_files("png") if p.suffix == ".cpp"]) + 1
+    assert [(entry.device, entry.library) for entry in cache.entries(tmp_path / "cache")] == [("png", found.path)]
+    copy = build.export(found, tmp_path / "out")
+    assert build.status("png", prebuilt=copy.parent).path == copy
+    facts = copy.with_suffix(".json")
+    facts.write_text(facts.read_text().replace('"machine": "', '"machine": "not '))
+    assert "built for machine not" in build.status("png", prebuilt=copy.parent).reason
+    with pytest.raises(ValueError, match="one of cpu, cuda"):
+        build.load("png")
+
+
 @pytest.mark.parametrize("missing", ["compiler", "ninja", "headers"])
 def test_a_missing_tool_is_named(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if missing == "compiler":
