@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import build
 
-BAND = 1 << 19  # bytes that are filtered and packed together, in the processor's cache
+BAND = 1 << 20  # bytes that are filtered and packed together, near the processor
 _HEADER = b"\x78\x01"  # RFC 1950
 
 _log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from .jpegxl import JpegXl
 
 Part: TypeAlias = memoryview
 FrameEncoder: TypeAlias = Callable[[NDArray[Any]], tuple[Part, bytes]]
-FrameDecoder: TypeAlias = Callable[[Path], NDArray[Any]]
+FrameDecoder: TypeAlias = Callable[[Path, NDArray[Any] | None], NDArray[Any]]
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _MOST_THREADS = 12  # of a process
 _SUM = 4  # bytes of the crc32c at a file's end
@@ -68,8 +68,8 @@ def frame_encoder(array: Array) -> FrameEncoder | None:
 def frame_decoder(array: Array) -> FrameDecoder | None:
     """What reads a frame's file: path -> its pixels, [H, W(, C)] in the array's dtype, checked against the file's checksum.
 
-    The pixels are those that Zarr reads. It raises OSError, and ValueError or RuntimeError for a damaged file. None where
-    `frame_encoder` is None.
+    Its second argument: an array of their shape and dtype, without gaps, that may take them and be returned, or None. The pixels are those
+    that Zarr reads. It raises OSError, and ValueError or RuntimeError for a damaged file. None where `frame_encoder` is None.
     """
     codecs = _frame_codecs(array)
     if not codecs:
@@ -77,14 +77,15 @@ def frame_decoder(array: Array) -> FrameDecoder | None:
     first = codecs[0]
     shape, dtype = array.shape[1:], array.dtype
     if isinstance(first, JpegXl):
-        return lambda path: first.to_pixels(_checked(path, _buffer), shape, dtype)
+        return lambda path, into: first.to_pixels(_checked(path, _buffer), shape, dtype)
     blosc = _blosc(first) if len(codecs) == 2 else None
 
-    def decode(path: Path) -> NDArray[Any]:
+    def decode(path: Path, into: NDArray[Any] | None) -> NDArray[Any]:
         if blosc is None:
             return _checked(path, np.empty).view(dtype).reshape(shape)
         payload = _checked(path, _buffer)
-        frame = np.empty(shape, dtype)
+        suits = into is not None and into.shape == shape and into.dtype == dtype and into.flags.c_contiguous
+        frame: NDArray[Any] = into if into is not None and suits else np.empty(shape, dtype)
         said = int.from_bytes(payload[4:8].tobytes(), "little")
         if len(payload) < _BLOSC_HEADER or said != frame.nbytes:
             raise ValueError(f"it holds {said} bytes of pixels, not {frame.nbytes}")

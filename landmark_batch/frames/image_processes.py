@@ -6,8 +6,10 @@ import logging
 import threading
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from landmark_batch.kernels.png import PngLibrary, packer
 
@@ -24,6 +26,7 @@ _log = logging.getLogger(__name__)
 BEGIN_BYTES = 1 << 27
 LEAST = 4
 BUILD_BYTES = 1 << 29  # of pixels, into whose PNGs about as much work was put as a build of the compiled code takes: two seconds of a core
+_kept = threading.local()  # each thread's memory for a frame
 _PATIENCE = 60.0  # seconds that an image in work may take at the end
 
 
@@ -58,7 +61,10 @@ class ImageProcesses:
                 return pool.run(_write, source.path, path, settings, label, compiled)
             except ProcessLost as error:
                 self._lose(path, error)
-        pixels = source.read(settings.output, label.frame)
+        if isinstance(source, StoreSource):
+            pixels = source.read(settings.output, label.frame, _memory(source, settings.output))
+        else:
+            pixels = source.read(settings.output, label.frame)
         size = write_image(path, pixels, settings, label, packer(compiled))
         with self._lock:
             self._made += pixels.nbytes
@@ -110,7 +116,18 @@ class ImageProcesses:
 
 def _write(store: str, path: Path, settings: ImageSettings, label: ImageLabel, compiled: Path | None) -> int:
     """In a process of the pool."""
-    return write_image(path, _source(store).read_recorded(settings.output, label.frame, label.digest), settings, label, packer(compiled))
+    source = _source(store)
+    pixels = source.read_recorded(settings.output, label.frame, label.digest, _memory(source, settings.output))
+    return write_image(path, pixels, settings, label, packer(compiled))
+
+
+def _memory(source: StoreSource, output: str) -> NDArray[Any]:
+    """For a frame: this thread's, the same each time. C's library gives larger blocks than 32 MiB back at once."""
+    shape, dtype = source.store.spec.frame_shape(output), np.dtype(source.outputs[output].dtype)
+    kept: NDArray[Any] | None = getattr(_kept, "frame", None)
+    if kept is None or kept.shape != shape or kept.dtype != dtype:
+        kept = _kept.frame = np.empty(shape, dtype)
+    return kept
 
 
 @lru_cache(maxsize=2)

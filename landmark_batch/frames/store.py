@@ -155,9 +155,10 @@ class FrameStore:
     def chunk_file(self, output: str, frame: int) -> StorePath:
         return self.layout.chunk(output, frame // self.spec.frames_per_shard)
 
-    def read(self, output: str, frame: int) -> NDArray[Any]:
+    def read(self, output: str, frame: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
         """Pixels of one frame, [H, W] or [H, W, C], in the store's dtype; whether it is recorded is not asked.
 
+        into: an array of that shape and dtype, without gaps, that may be written and returned: new memory takes time.
         Raises StoreError if the frame is outside the flight, not there, or its file is damaged; ConfigError for an unknown output.
         """
         self.spec.output(output)
@@ -169,7 +170,7 @@ class FrameStore:
         try:
             array = self.array(output)
             if isinstance(file, Path) and (decode := frame_decoder(array)) is not None:
-                return decode(file)
+                return decode(file, into)
             return np.asarray(array[frame])
         except DECODE_ERRORS as error:
             raise StoreError(

@@ -83,14 +83,16 @@ class StoreSource:
     def pose(self, frame: int) -> NDArray[np.float64] | None:
         return np.asarray(self._flight.c2w[frame], np.float64)
 
-    def read(self, output: str, frame: int) -> NDArray[Any]:
-        """Raises StoreError if the frame is not there, damaged, or not the one that is recorded; ConfigError for an unknown output."""
+    def read(self, output: str, frame: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """into: see `FrameStore.read`. Raises StoreError if the frame is not there, damaged, or not the one that is recorded; ConfigError
+        for an unknown output.
+        """
         known = self._records.get(frame)
-        return self.read_recorded(output, frame, None if known is None else known.digests.get(output))
+        return self.read_recorded(output, frame, None if known is None else known.digests.get(output), into)
 
-    def read_recorded(self, output: str, frame: int, recorded: str | None) -> NDArray[Any]:
+    def read_recorded(self, output: str, frame: int, recorded: str | None, into: NDArray[Any] | None = None) -> NDArray[Any]:
         """`read` for who knows what was recorded: the digest of these pixels. The ledger is only read if they have another."""
-        pixels = self.store.read(output, frame)
+        pixels = self.store.read(output, frame, into)
         digest = pixel_digest(pixels)
         if digest == recorded:
             return pixels

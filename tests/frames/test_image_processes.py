@@ -262,9 +262,9 @@ def test_nobody_waits_for_processes_that_are_not_there_yet(tmp_path: Path, store
     monkeypatch.undo()
     read, here = StoreSource.read_recorded, list[int]()
 
-    def counted(source: StoreSource, output: str, frame: int, recorded: str | None) -> Any:
+    def counted(source: StoreSource, output: str, frame: int, recorded: str | None, into: Any) -> Any:
         here.append(frame)
-        return read(source, output, frame, recorded)
+        return read(source, output, frame, recorded, into)
 
     monkeypatch.setattr(StoreSource, "read_recorded", counted)
     monkeypatch.setattr(ProcessPool, "ready", False)
