@@ -143,7 +143,7 @@ class _Bench:
         self.library.begin()
         self.library.wait()
         if self.library.path is None:
-            self.notes.append("PNGs were made without compiled code: `landmark-batch kernels build --device png` says why")
+            self.notes.append("PNGs were made without compiled code: `landmark-batch kernels status` says why")
 
     def picture(self, frame: int, bits: int) -> Pixels:
         """[H, W, 3] uint8 or uint16."""
