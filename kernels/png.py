@@ -84,7 +84,7 @@ class PngPacker:
         """
         height, width = rows.shape
         length = width * rows.itemsize
-        swapped = rows.itemsize == 2 and rows.dtype.newbyteorder("=") == rows.dtype and sys.byteorder == "little"
+        swapped = rows.itemsize == 2 and rows.dtype.newbyteorder("=") == rows.dtype
         count = min(height, max(1, band // (length + 1)))
         scratch = self._buffer("scratch", self._library.lm_png_scratch(count, length))
         out = self._buffer("out", self._library.lm_png_room(count, length))
@@ -123,7 +123,7 @@ class PngPacker:
 @lru_cache(maxsize=8)
 def packer(library: Path | None) -> PngPacker | None:
     """The packer of a library; None for none, and, with one warning, for one that cannot be loaded."""
-    if library is None:
+    if library is None or sys.byteorder != "little":
         return None
     try:
         return PngPacker(library)

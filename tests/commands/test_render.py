@@ -20,7 +20,9 @@ from PIL import Image
 from landmark_batch.cameras.formats import load_flight
 from landmark_batch.frames import durable
 from landmark_batch.frames.owner import StoreOwner
+from landmark_batch.frames.png import encode_png, read_png_text
 from landmark_batch.frames.store import FrameStore
+from landmark_batch.kernels.png import packer
 from landmark_batch.workflows import session
 from tests.commands.conftest import FRAMES, Outcome, Run
 
@@ -227,3 +229,13 @@ def test_ctrl_c_stops_after_the_chunk_in_hand_and_says_how_to_go_on(long_park: P
     assert done % 2 == 0, "whole chunks"
     assert f"stopped: {done} of 300 frames stand" in err
     assert f"{done} of 300 frames" in out
+
+
+@pytest.mark.usefixtures("inline")
+def test_pngs_beside_a_render_are_made_by_compiled_code(park: Path, run: Run, png_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANDMARK_BATCH_KERNELS", str(png_library.parent))
+    outcome = run("render", "park.toml", "--frames", "0", "--png")
+    assert outcome.code == 0, outcome.text
+    path = park.parent / "park" / "rgb" / "park.00000.png"
+    pixels = FrameStore.open(park.with_suffix(".zarr")).read("rgb", 0)
+    assert path.read_bytes() == encode_png(pixels, read_png_text(path), packer=packer(png_library))

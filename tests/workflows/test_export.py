@@ -19,8 +19,11 @@ from landmark_batch.frames.export_images import ImageExporter
 from landmark_batch.frames.export_video import VideoExporter, VideoSettings
 from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.jpeg import read_jpeg_text
+from landmark_batch.frames.png import encode_png, read_png_text
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.job import RenderJob, job_from_dict
+from landmark_batch.kernels.png import packer
+from landmark_batch.model.runtime import KernelSource
 from landmark_batch.workflows import export_session
 from landmark_batch.workflows.export import check_exports, default_images_folder, default_video_file, export_images, export_video
 from landmark_batch.workflows.export_session import ExportResult, ExportSession
@@ -186,6 +189,16 @@ def test_batches_make_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     files[3].unlink()
     (again,) = ExportSession.of_job(job(tmp_path), frames=range(7), images=True, workers=1).finish().images
     assert (again.written, again.unchanged, again.bytes) == ((3,), (0, 1, 2, 4, 5, 6), files[3].stat().st_size)
+
+
+def test_a_session_takes_the_compiled_code_that_it_is_given(tmp_path: Path, png_library: Path) -> None:
+    shots = pictures(2, 32, 48)
+    write_store(tmp_path / "city.zarr", {"rgb": shots})
+    kernels = KernelSource(prebuilt=png_library.parent)
+    (report,) = ExportSession.of_job(job(tmp_path), frames=range(2), images=True, kernels=kernels).finish().images
+    assert report.written == (0, 1)
+    for frame, path in enumerate(sorted((tmp_path / "city" / "rgb").iterdir())):
+        assert path.read_bytes() == encode_png(shots[frame], read_png_text(path), packer=packer(png_library))
 
 
 def test_abort_ends_a_batch_after_the_frames_in_hand(tmp_path: Path) -> None:
