@@ -134,12 +134,12 @@ class _DevicePixels(PendingPixels):
         try:
             with torch.cuda.stream(side), torch.inference_mode(), span("read back", device):
                 read_back(colours, alphas, limits, values, wrong, room, index)  # one op: other threads wait for Python's lock as well
+            self._over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._over.record(side)
         except BaseException:
             side.synchronize()  # nothing writes into memory that goes back
             self._landing.release()
             raise
-        self._over = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self._over.record(side)
 
     def finish(self) -> dict[str, NDArray[Any]]:
         self._over.synchronize()

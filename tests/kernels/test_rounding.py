@@ -77,7 +77,12 @@ def host(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_frame_is_read_back_whole(device: str) -> None:
     usable(device)
-    rgb, alpha, depth = floats(17, 61, 3), floats(17, 61), floats(17, 61 * 2)[:, ::2] * 1e5
+    rgb, alpha, depth = floats(17, 61, 3), floats(17, 61), floats(17, 61) * 1e5
+    apart = torch.empty(17, 61 * 2, device=device)[:, ::2]  # neither side by side
+    odd = torch.empty(17 * 61 + 1, device=device)[1:].view(17, 61)  # nor at a multiple of 16 bytes
+    for place, tensor in ((apart, depth), (odd, alpha)):
+        place.copy_(tensor)
+    assert not apart.is_contiguous() and odd.data_ptr() % 16 != 0
     frame = {"rgb": rgb.numpy(), "depth": depth.numpy(), "alpha": alpha.numpy()}
     outputs = [
         OutputSpec("alpha", "float32"),
@@ -85,8 +90,8 @@ def test_a_frame_is_read_back_whole(device: str) -> None:
         OutputSpec("rgb", "uint16", 4),
         OutputSpec("depth", "float16"),
     ]
-    planes = [tensor.to(device) for tensor in (alpha, rgb, rgb, depth)]
-    alphas = [None, None, alpha.to(device), None]
+    planes = [odd, rgb.to(device), rgb.to(device), apart]
+    alphas = [None, None, odd, None]
     limits = [LIMITS.get(output.dtype, LARGEST) for output in outputs]
     shapes = [tuple(plane.shape) if alpha is None else (17, 61, 4) for plane, alpha in zip(planes, alphas, strict=True)]
     places = [host(shape, DTYPES[output.dtype], device) for shape, output in zip(shapes, outputs, strict=True)]

@@ -48,6 +48,7 @@ void quantise(const Tensor& values, const OptionalTensor& alpha, double limit, T
     TORCH_CHECK(values.scalar_type() == at::kFloat && values.is_contiguous() && out.is_contiguous() && wrong.scalar_type() == at::kInt && wrong.is_contiguous() && index >= 0 &&
                     index < wrong.numel(),
                 "values: float32, contiguous, as out is; wrong: int32, of more than ", index, " values");
+    TORCH_CHECK(out.device() == values.device() && wrong.device() == values.device() && (!alpha.has_value() || alpha->device() == values.device()), "one device for all");
     TORCH_CHECK(reinterpret_cast<uintptr_t>(values.data_ptr()) % 16 == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % 16 == 0, "values and out: at multiples of 16 bytes");
     if (alpha.has_value()) {
         TORCH_CHECK(alpha->scalar_type() == at::kFloat && alpha->is_contiguous() && values.numel() == 3 * alpha->numel() && count == 4 * alpha->numel(), "alpha: one float32 a pixel");
@@ -70,8 +71,9 @@ void quantise(const Tensor& values, const OptionalTensor& alpha, double limit, T
 // png_stream(pixels [H, W, 3] uint8, out [N] uint8): out gets the length and the checksum of a stream, and the stream
 void png_stream(const Tensor& pixels, Tensor out) {
     const c10::cuda::CUDAGuard guard(pixels.device());
-    TORCH_CHECK(pixels.dim() == 3 && pixels.size(2) == 3 && pixels.scalar_type() == at::kByte && pixels.is_contiguous() && pixels.numel() > 0 && pixels.size(0) < (1 << 20),
-                "pixels: [H, W, 3] uint8, contiguous");
+    TORCH_CHECK(pixels.dim() == 3 && pixels.size(2) == 3 && pixels.scalar_type() == at::kByte && pixels.is_contiguous() && pixels.numel() > 0 && pixels.size(0) < (1 << 20) &&
+                    pixels.numel() < (int64_t{1} << 31),
+                "pixels: [H, W, 3] uint8, contiguous, less than 2^20 rows and 2^31 bytes");
     TORCH_CHECK(out.device() == pixels.device() && out.dim() == 1 && out.scalar_type() == at::kByte && out.is_contiguous() && out.numel() >= 256 && out.numel() % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(out.data_ptr()) % 4 == 0,
                 "out: [N] uint8 on the pixels' device, N a multiple of 4 and at least 256");
@@ -96,9 +98,10 @@ Tensor aligned(const Tensor& plane) {
     return reinterpret_cast<uintptr_t>(packed.data_ptr()) % 16 == 0 ? packed : packed.clone();
 }
 
+// By torch, whose allocator of pinned memory then knows of the copy.
 void to_host(const Tensor& from, const Tensor& place) {
-    TORCH_CHECK(place.is_cpu() && place.is_contiguous() && place.nbytes() == from.nbytes(), "a place in host memory has ", place.nbytes(), " bytes in place of ", from.nbytes());
-    check(cudaMemcpyAsync(place.data_ptr(), from.data_ptr(), from.nbytes(), cudaMemcpyDeviceToHost, c10::cuda::getCurrentCUDAStream()), "read_back");
+    TORCH_CHECK(place.is_cpu() && place.sizes() == from.sizes() && place.scalar_type() == from.scalar_type(), "a place in host memory has another shape or type");
+    place.copy_(from, /*non_blocking=*/true);
 }
 
 // read_back(planes, alphas, limits, places, wrong [n] int32, picture, index): planes rounded and copied to places in host memory, wrong likewise;
