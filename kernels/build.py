@@ -11,20 +11,21 @@ import logging
 import re
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .cache import LOG, build_facts, build_lock, failure_since, kernels_dir, key_of, mismatch, publish, remember_failure
+from .cache import LOG, build_facts, build_lock, failure_since, is_whole, kernels_dir, key_of, mismatch, publish, remember_failure
+from .ninja_run import StoppedError, run_ninja
 from .recipe import library_name, write_recipe
 from .toolchain import Toolchain, ToolchainError, find_toolchain, visible_architectures
 from .torch_build import torch_build
 
 DEVICES = ("cpu", "cuda")
 LIBRARIES = (*DEVICES, "png")  # that of PNGs does without torch and is loaded by `png`
-BUILD_SECONDS = 1800  # a compiler that takes longer hangs
 
 _MEND_BUILD = "mend what the log says, or install another compiler"
 _MEND_LIBRARY = "build it again here: landmark-batch kernels build --force"
@@ -76,9 +77,12 @@ def status(device: str, *, cache_dir: Path | None = None, prebuilt: Path | None 
         return _prebuilt(device, prebuilt)
     try:
         plan = _Plan(device, cache_dir, cuda_home, None)
+        built = is_whole(plan.library)
     except ToolchainError as error:
         return KernelStatus(device, loaded=False, usable=False, reason=str(error), remedy=error.remedy)
-    if plan.library.is_file():
+    except OSError as error:
+        return _no_cache(device, cache_dir, error)
+    if built:
         return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library)
     return KernelStatus(device, loaded=False, usable=True, reason=f"not built yet: the first use compiles it with {plan.compilers}")
 
@@ -91,32 +95,40 @@ def build(
     architectures: Sequence[str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    stop: threading.Event | None = None,
 ) -> KernelStatus:
     """Compile a device's library into the cache, unless it is there. Does not load it, never raises for a failed build.
 
     device: 'cpu', 'cuda', or 'png'. cache_dir: the program's cache folder (~/.cache/landmark-batch). architectures: of the CUDA kernels,
     default those of the visible GPUs. force: compile even if it is there. progress: called with what is being done and the share that is
-    done.
+    done. stop: once set, the build ends and leaves nothing.
     """
     _check(device, LIBRARIES)
     start = time.time()
-    tell = progress or (lambda _label, _share: None)
+    stop = stop or threading.Event()
+
+    def tell(label: str, share: float) -> None:
+        if stop.is_set():
+            raise StoppedError
+        if progress is not None:
+            progress(label, share)
+
     try:
         plan = _Plan(device, cache_dir, cuda_home, architectures)
-        if plan.library.is_file() and not force:
+        if is_whole(plan.library) and not force:
             return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library)
         with build_lock(plan.root, device, lambda: tell("waiting for another process that builds it", 0.0)):
-            if plan.library.is_file() and (not force or plan.library.stat().st_mtime >= start):
+            if is_whole(plan.library) and (not force or plan.library.stat().st_mtime >= start):
                 return KernelStatus(device, loaded=False, usable=True, reason=f"built: {plan.library}", path=plan.library)
             reason = failure_since(plan.folder, start)
             if reason is None:
-                reason = plan.run(tell)
+                reason = plan.run(tell, stop)
     except ToolchainError as error:
         return KernelStatus(device, loaded=False, usable=False, reason=str(error), seconds=time.time() - start, remedy=error.remedy)
     except OSError as error:
-        reason = f"nothing can be built in {kernels_dir(cache_dir)}: {error.strerror or error}"
-        remedy = "name a folder that can be written as the cache: XDG_CACHE_HOME"
-        return KernelStatus(device, loaded=False, usable=False, reason=reason, seconds=time.time() - start, remedy=remedy)
+        return replace(_no_cache(device, cache_dir, error), seconds=time.time() - start)
+    except StoppedError:
+        return KernelStatus(device, loaded=False, usable=False, reason="the build was stopped", seconds=time.time() - start)
     seconds = time.time() - start
     log = plan.folder / LOG
     if reason:
@@ -195,16 +207,18 @@ class _Plan:
         self.folder = self.root / key_of(self.facts)
         self.library = self.folder / library_name(device)
 
-    def run(self, tell: Progress) -> str:
-        """Compile and publish. Returns '' or the reason of the failure; the output is in the folder's log."""
+    def run(self, tell: Progress, stop: threading.Event) -> str:
+        """Compile and publish. Returns '' or the reason of the failure; the output is in the folder's log. Raises StoppedError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="building-", dir=self.root) as scratch:
             (Path(scratch) / "build.ninja").write_text(self.recipe)
             tell(f"compiling the {self.device} kernels", 0.0)
             try:
-                code, output = _ninja(self.tools.ninja, Path(scratch), lambda share: tell(f"compiling the {self.device} kernels", share))
-            except subprocess.TimeoutExpired:
-                code, output = 1, f"error: the build took longer than {BUILD_SECONDS} s\n"
+                code, output = run_ninja(
+                    self.tools.ninja, Path(scratch), lambda share: tell(f"compiling the {self.device} kernels", share), stop
+                )
+            except TimeoutError as error:
+                code, output = 1, f"error: {error}\n"
             (self.folder / LOG).write_text(f"{self.compilers}\n{self.recipe}\n{output}")
             if code == 0:
                 publish(Path(scratch) / self.library.name, self.facts, self.folder)
@@ -212,33 +226,6 @@ class _Plan:
         reason = f"the build failed: {first_error(output)}"
         remember_failure(self.folder, reason)
         return reason
-
-
-def _ninja(program: Path, folder: Path, share: Callable[[float], None]) -> tuple[int, str]:
-    """Run ninja in a folder; returns its exit code and everything it and the compilers printed."""
-    lines: list[str] = []
-    deadline = time.monotonic() + BUILD_SECONDS
-    with subprocess.Popen(
-        [str(program), "-C", str(folder)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                lines.append(line)
-                step = re.match(r"\[(\d+)/(\d+)\]", line)
-                if step:
-                    share(int(step[1]) / int(step[2]))
-                if time.monotonic() > deadline:
-                    raise subprocess.TimeoutExpired(str(program), BUILD_SECONDS)
-            return process.wait(), "".join(lines)
-        except BaseException:
-            process.terminate()
-            raise
 
 
 def first_error(output: str) -> str:
@@ -268,6 +255,12 @@ def _check_release(nvcc: str) -> None:
             f"nvcc is of CUDA {release[1]} ({nvcc}), torch {torch_build().version} of CUDA {torch_build().cuda}",
             f"install an nvcc of CUDA {wanted}, or name such a toolkit in CUDA_HOME",
         )
+
+
+def _no_cache(device: str, cache_dir: Path | None, error: OSError) -> KernelStatus:
+    place = "the cache" if cache_dir is None else kernels_dir(cache_dir)
+    reason = f"nothing can be built in {place}: {error.strerror or error}"
+    return KernelStatus(device, False, False, reason, remedy="name a folder that can be written as the cache: XDG_CACHE_HOME")
 
 
 def _first_line(command: list[str], start: str = "") -> str:

@@ -34,8 +34,11 @@ class Entry:
 
 
 def default_cache_dir() -> Path:
-    """Where libraries go unless the caller names a folder: ~/.cache/landmark-batch."""
-    return Path.home() / ".cache" / "landmark-batch"
+    """Where libraries go unless the caller names a folder: ~/.cache/landmark-batch. Raises OSError where nobody knows a home."""
+    try:
+        return Path.home() / ".cache" / "landmark-batch"
+    except RuntimeError:
+        raise OSError("this user has no home folder") from None
 
 
 def kernels_dir(cache_dir: Path | None) -> Path:
@@ -78,7 +81,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def mismatch(library: Path) -> str | None:
-    """Why a prebuilt library does not fit this torch and these sources; None if it does, or says nothing of itself."""
+    """Why a prebuilt library does not fit this torch and these sources, or is not whole; None if it does, or says nothing of itself."""
     try:
         facts = json.loads((library.parent / f"{library.stem}.json").read_text())
         device, made_of = str(facts["device"]), str(facts["sources"])
@@ -94,7 +97,22 @@ def mismatch(library: Path) -> str | None:
         return f"it was built for CUDA {facts.get('cuda')}, torch here has {torch_build().cuda}"
     if made_of != sources_digest(device):
         return "it was built from another version of landmark-batch"
-    return None
+    return None if is_whole(library) else "it is damaged: it has not the size that it was made with"
+
+
+def is_whole(library: Path) -> bool:
+    """Whether it is there, of the size that the file beside it tells: the system ends a process that uses one that was cut off.
+
+    Raises OSError, other than for no such file.
+    """
+    try:
+        size = library.stat().st_size
+        facts = json.loads((library.parent / f"{library.stem}.json").read_text())
+        return bool(facts.get("size", size) == size)
+    except (FileNotFoundError, NotADirectoryError):
+        return library.is_file()
+    except (ValueError, AttributeError):
+        return False
 
 
 def publish(built: Path, facts: Mapping[str, Any], folder: Path) -> Path:
@@ -102,7 +120,8 @@ def publish(built: Path, facts: Mapping[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / built.name
     facts_file = folder / f"{built.stem}.json"
-    _put(facts_file, lambda partial: partial.write_text(json.dumps(facts, indent=1)))
+    described = {**facts, "size": built.stat().st_size}
+    _put(facts_file, lambda partial: partial.write_text(json.dumps(described, indent=1)))
     _put(target, lambda partial: shutil.copyfile(built, partial))
     return target
 
@@ -111,6 +130,8 @@ def _put(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import struct
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from enum import IntEnum
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,16 @@ from numpy.typing import NDArray
 from . import build
 
 BAND = 1 << 20  # bytes that are filtered and packed together, near the processor
+LOOK_SECONDS = 2.0
+_STOP_SECONDS = 10.0  # for a build to end when it is given up
 _HEADER = b"\x78\x01"  # RFC 1950
+_REMEDY = "`landmark-batch kernels build --device png --force` makes it anew, XDG_CACHE_HOME names another folder for it"
 
 _log = logging.getLogger(__name__)
 Part = bytes | memoryview
+_loading = threading.Lock()
+_packers: dict[Path, PngPacker | None] = {}
+_told: set[Path] = set()  # that cannot be loaded, and somebody was told
 
 
 class Effort(IntEnum):
@@ -80,7 +85,8 @@ class PngPacker:
     ) -> Iterator[list[Part]]:
         """The zlib stream of a picture's filtered rows, in parts. rows: [H, values], no gaps between them. pixel: values of one.
 
-        Parts are to be used before the next are asked for: their memory is written again. band: bytes of rows packed together.
+        Parts are to be used before the next are asked for, of any stream on this thread: their memory is written again. band: bytes of rows
+        packed together.
         """
         height, width = rows.shape
         length = width * rows.itemsize
@@ -120,16 +126,18 @@ class PngPacker:
         return kept
 
 
-@lru_cache(maxsize=8)
 def packer(library: Path | None) -> PngPacker | None:
-    """The packer of a library; None for none, and, with one warning, for one that cannot be loaded."""
-    if library is None or sys.byteorder != "little":
+    """The packer of a library; None for none, and for one that cannot be loaded."""
+    if library is None:
         return None
-    try:
-        return PngPacker(library)
-    except (OSError, AttributeError) as error:
-        _log.warning("PNGs are made without compiled code, more slowly: %s cannot be loaded: %s", library, error)
-        return None
+    with _loading:
+        if library not in _packers:
+            try:
+                _packers[library] = PngPacker(library)
+            except (OSError, AttributeError) as error:
+                _packers[library] = None
+                _log.info("%s cannot be loaded: %s", library, error)
+        return _packers[library]
 
 
 class PngLibrary:
@@ -141,21 +149,24 @@ class PngLibrary:
     def __init__(self, cache_dir: Path | None = None, prebuilt: Path | None = None) -> None:
         self._cache_dir, self._prebuilt = cache_dir, prebuilt
         self._lock = threading.Lock()
-        self._looked = False
+        self._looking: threading.Thread | None = None
+        self._until = 0.0  # who asks waits for the first look, by time.monotonic()
         self._path: Path | None = None
         self._building: threading.Thread | None = None
+        self._stop = threading.Event()
 
     @property
     def path(self) -> Path | None:
-        """The library; None where it is not built, or not yet. Never waits for a build."""
+        """The library, which this process has loaded; None where it is not built, or not yet. Never waits for a build, and LOOK_SECONDS
+        at most for a compiler that does not say its version.
+        """
         with self._lock:
-            if not self._looked:
-                self._looked = True
-                found = build.status("png", cache_dir=self._cache_dir, prebuilt=self._prebuilt)
-                self._path = found.path if found.usable else None
-                if self._path is None:
-                    _log.info("PNGs are made without compiled code: %s", found.reason)
-            return self._path
+            if self._looking is None:
+                self._until = time.monotonic() + LOOK_SECONDS
+                self._looking = threading.Thread(target=self._look, name="png library", daemon=True)
+                self._looking.start()
+        self._looking.join(max(0.0, self._until - time.monotonic()))
+        return self._path
 
     def begin(self) -> None:
         """Build it beside other work, unless it is there, or prebuilt libraries are to be used. A second call does nothing."""
@@ -166,14 +177,34 @@ class PngLibrary:
                 self._building = threading.Thread(target=self._build, name="png library", daemon=True)
                 self._building.start()
 
-    def wait(self) -> None:
-        """Until a build that has begun is done; returns at once where there is none."""
-        if self._building is not None:
-            self._building.join()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until a build that has begun is over, so long at most; whether it is. Returns at once where there is none."""
+        if self._building is None:
+            return True
+        self._building.join(seconds)
+        return not self._building.is_alive()
+
+    def end(self, patience: float) -> None:
+        """`wait`; a build that then is not over is given up, with its compilers."""
+        if not self.wait(patience):
+            self._stop.set()
+            self.wait(_STOP_SECONDS)
+
+    def _look(self) -> None:
+        self._take(build.status("png", cache_dir=self._cache_dir, prebuilt=self._prebuilt))
 
     def _build(self) -> None:
-        found = build.build("png", cache_dir=self._cache_dir)
-        if not found.usable:
+        self._take(build.build("png", cache_dir=self._cache_dir, stop=self._stop))
+
+    def _take(self, found: build.KernelStatus) -> None:
+        path = found.path if found.usable else None
+        if path is None:
             _log.info("PNGs are made without compiled code: %s", found.reason)
-        with self._lock:
-            self._path = found.path if found.usable else None
+        elif packer(path) is not None:
+            self._path = path
+        else:
+            with _loading:
+                first = path not in _told
+                _told.add(path)
+            if first:
+                _log.warning("PNGs are made without compiled code, more slowly: %s cannot be loaded; %s", path, _REMEDY)

@@ -110,7 +110,16 @@ def test_layers() -> None:
         (("click", "rich"), ("cli", "commands"), ()),
         (("zarr",), ("frames",), ("landmark_batch.scene.store",)),
         (("torch.distributed",), ("parallel",), ()),
-        (("subprocess",), (), ("landmark_batch.kernels.build", "landmark_batch.workflows.cluster", "landmark_batch.frames.process_pool")),
+        (
+            ("subprocess",),
+            (),
+            (
+                "landmark_batch.kernels.build",
+                "landmark_batch.kernels.ninja_run",
+                "landmark_batch.workflows.cluster",
+                "landmark_batch.frames.process_pool",
+            ),
+        ),
     ],
     ids=lambda value: value[0] if value and isinstance(value, tuple) else "",
 )

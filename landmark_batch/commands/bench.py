@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import platformdirs
 
-from landmark_batch.commands.common import json_option, path_type, say_json, say_table, say_written
+from landmark_batch.commands.common import cache_folder, json_option, path_type, say_json, say_table, say_written
 from landmark_batch.commands.interrupts import Interrupts
 from landmark_batch.commands.start_up import warm_workers
 from landmark_batch.errors import RenderInterrupted
@@ -194,7 +193,7 @@ def export_command(
     from landmark_batch.model.runtime import KernelSource
     from landmark_batch.workflows.bench_export import HEAD, bench_export
 
-    kernels = KernelSource.from_environment(os.environ, platformdirs.user_cache_path("landmark-batch"))
+    kernels = KernelSource.from_environment(os.environ, cache_folder())
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="landmark-batch-bench-")))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import platformdirs
 
 from landmark_batch.errors import ConfigError, cannot_write
 from landmark_batch.object_path import ObjectPath, StorePath, whole_file
@@ -18,6 +19,14 @@ from landmark_batch.scene.location import SceneLocation, as_location
 _SHOWN = 20  # damaged things, of many
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+
+
+def cache_folder() -> Path | None:
+    """The program's cache folder; None for a user without a home, unless XDG_CACHE_HOME names one."""
+    try:
+        return platformdirs.user_cache_path("landmark-batch")
+    except RuntimeError:
+        return None
 
 
 def path_type(*, urls: bool = False, file_okay: bool = True) -> Any:

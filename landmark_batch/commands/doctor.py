@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import platformdirs
 
-from landmark_batch.commands.common import human_bytes, json_option, say_json, say_table
+from landmark_batch.commands.common import cache_folder, human_bytes, json_option, say_json, say_table
 from landmark_batch.errors import ConfigError, KernelBuildError, LandmarkError
 from landmark_batch.job import ParallelSection
 
@@ -77,7 +76,7 @@ def _choice(machine: Any) -> dict[str, Any]:
         choice["reason"] = "all visible GPUs" if placement.device == "cuda" else "no GPU that torch can use"
     choice |= {"device": placement.device, "workers": placement.workers, "on": placement.device_name, "notes": notes}
     try:
-        source = KernelSource.from_environment(os.environ, platformdirs.user_cache_path("landmark-batch"))
+        source = KernelSource.from_environment(os.environ, cache_folder())
         runtime = resolve_runtime("auto", placement.device, source=source)
         choice |= {"runtime": runtime.runtime, "runtime_reason": runtime.reason}
     except KernelBuildError as error:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import platformdirs
 
-from landmark_batch.commands.common import count_of, human_time, json_option, path_type, say_json, say_written
+from landmark_batch.commands.common import cache_folder, count_of, human_time, json_option, path_type, say_json, say_written
 from landmark_batch.commands.progress import counted
 from landmark_batch.object_path import StorePath, as_store_path
 
@@ -73,7 +72,7 @@ def images(
     from landmark_batch.workflows.export import export_images
 
     chosen = ImageSettings(format=format_, bit_depth=int(bit_depth), **settings)
-    kernels = KernelSource.from_environment(os.environ, platformdirs.user_cache_path("landmark-batch"))
+    kernels = KernelSource.from_environment(os.environ, cache_folder()) if format_ == "png" else None
     with counted("images", quiet=as_json) as progress:
         report = export_images(
             store,

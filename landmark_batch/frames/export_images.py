@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from landmark_batch.errors import ConfigError
@@ -17,7 +18,7 @@ from landmark_batch.kernels.png import PngLibrary
 from .depth_range import depth_range
 from .image_files import KEY, OUTPUT, ImageLabel, read_label
 from .image_names import image_paths
-from .image_processes import ImageProcesses
+from .image_processes import BUILD_PATIENCE, ImageProcesses
 from .image_settings import ImageSettings
 from .outfile import make_folder, remove_leftovers, sync_folders
 from .source import FrameSource, select_frames
@@ -103,8 +104,8 @@ class ImageExporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.processes.close(BUILD_PATIENCE if error is None else 0.0)
 
     def close(self) -> None:
         """End its processes, also those it shares. A second call does nothing."""

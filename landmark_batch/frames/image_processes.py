@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 BEGIN_BYTES = 1 << 27
 LEAST = 4
 BUILD_BYTES = 1 << 29  # of pixels, into whose PNGs about as much work was put as a build of the compiled code takes: two seconds of a core
+BUILD_PATIENCE = 5.0
 _kept = threading.local()  # each thread's memory for a frame
 _PATIENCE = 60.0  # seconds that an image in work may take at the end
 
@@ -83,9 +84,9 @@ class ImageProcesses:
             library.begin()
         return None
 
-    def close(self) -> None:
-        """End the processes, after the images in work, and wait for a build that was begun; further images would begin others. A second
-        call does nothing.
+    def close(self, build_seconds: float = BUILD_PATIENCE) -> None:
+        """End the processes, after the images in work; further images would begin others. A second call does nothing. build_seconds: that
+        a build of compiled code may still take; then it is given up.
         """
         with self._lock:
             pool, self._pool = self._pool, None
@@ -96,7 +97,7 @@ class ImageProcesses:
         for folder in left:
             remove_leftovers(folder)
         if self._library is not None:
-            self._library.wait()
+            self._library.end(build_seconds)
 
     def _take(self) -> ProcessPool | None:
         with self._lock:

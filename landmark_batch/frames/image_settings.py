@@ -28,7 +28,7 @@ class ImageSettings:
     output: 'rgb', 'depth' or 'alpha'. format: 'png', 'jpeg' or 'exr'. bit_depth: of PNG, 8 or 16. quality: of JPEG, 1..100.
     exr_type: 'float16' or 'float32'; None = float16, for depth float32.
     exr_compression: 'piz' (default), 'zip', 'zips', 'rle' or 'none', all lossless; piz is 3 times faster than zip and half the size.
-    png_compression: 'deflate' (default) or 'none': large files, about half the time of 8-bit ones.
+    png_compression: 'deflate' (default) or 'none': large files, a little less work.
     pattern: of file names, with {name}, {frame}, {output}, {ext}. start_number: is added to the frame's index in them.
     matte: 'white' or 'black' under a transparent store's JPEG. colormap: of depth in PNG and JPEG: 'turbo', 'viridis' or 'gray'.
     near, far: ends of the colour map, scene units; None = percentiles of the depth of the frames exported together.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
 import threading
-import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from landmark_batch.frames.png import encode_png
+from landmark_batch.kernels import build, ninja_run
+from landmark_batch.kernels.cache import build_lock
 from landmark_batch.kernels.png import Effort, PngLibrary, PngPacker, packer
 
 from ..frames.test_png import decode
@@ -203,9 +207,41 @@ def test_threads_do_not_meet(packing: PngPacker) -> None:
 
 def test_a_library_that_is_none_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "landmark_png.so").write_text("no library")
-    assert packer(None) is None
-    assert packer(tmp_path / "landmark_png.so") is None and packer(tmp_path / "landmark_png.so") is None
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["PNGs are made without compiled code, more slowly"]
+    assert packer(None) is None and packer(tmp_path / "landmark_png.so") is None
+    libraries = [PngLibrary(prebuilt=tmp_path) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda library: library.path, libraries)) == [None] * 8
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert str(tmp_path / "landmark_png.so") in said and "kernels build --device png --force" in said
+
+
+def test_a_library_that_was_cut_off_is_not_loaded(tmp_path: Path, png_library: Path) -> None:
+    """The system would end the process."""
+    kept = build.export(build.KernelStatus("png", False, True, "", png_library), tmp_path / "prebuilt")
+    assert PngLibrary(prebuilt=kept.parent).path == kept
+    os.truncate(kept, kept.stat().st_size // 3)
+    assert PngLibrary(prebuilt=kept.parent).path is None
+    assert "it is damaged" in build.status("png", prebuilt=kept.parent).reason
+    built = build.build("png", cache_dir=tmp_path)
+    assert built.path is not None
+    os.truncate(built.path, 6000)
+    assert "not built yet" in build.status("png", cache_dir=tmp_path).reason
+    assert build.build("png", cache_dir=tmp_path).path == built.path and PngLibrary(tmp_path).path == built.path
+
+
+def test_no_place_for_a_library_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, png_library: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Path, "home", fail)
+    for place, said in ((tmp_path / "file", "nothing can be built in"), (None, "nothing can be built in the cache: this user has no home")):
+        library = PngLibrary(place)
+        assert library.path is None
+        library.begin()
+        assert library.wait(60) and library.path is None
+        assert said in build.build("png", cache_dir=place).reason
+
+
+def fail() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_a_library_is_built_beside_other_work(tmp_path: Path, png_library: Path) -> None:
@@ -229,23 +265,64 @@ def test_no_library_is_built_where_prebuilt_ones_are_named(tmp_path: Path, png_l
     assert PngLibrary(tmp_path / "cache", prebuilt=png_library.parent).path == png_library.parent / "landmark_png.so"
 
 
-def test_a_failed_build_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_compiler: Callable[[], None]) -> None:
-    no_compiler()
-    library = PngLibrary(tmp_path)
-    began = time.monotonic()
+def test_a_failed_build_leaves_none(tmp_path: Path, compiler: Callable[[str], Path]) -> None:
+    called = compiler("echo error: broken >&2; exit 1")
+    library = PngLibrary(tmp_path / "cache")
     library.begin()
-    library.wait()
-    assert library.path is None and time.monotonic() - began < 30
+    assert library.wait(100) and library.path is None and called.exists()
+
+
+def test_a_build_that_is_given_up_leaves_nothing(tmp_path: Path, compiler: Callable[[str], Path]) -> None:
+    called = compiler("echo $$ >> " + shlex.quote(str(tmp_path / "pids")) + "; exec sleep 1000")
+    library = PngLibrary(tmp_path / "cache")
+    library.begin()
+    while not (tmp_path / "pids").exists():
+        assert not library.wait(0.05)
+    library.end(0)
+    assert library.wait(0) and library.path is None and called.exists()
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert pids and not any(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if Path(f"/proc/{pid}").exists())
+    assert not list((tmp_path / "cache" / "kernels").glob("building-*"))
+
+
+def test_a_build_that_waits_for_anothers_is_given_up(tmp_path: Path, png_library: Path) -> None:
+    library = PngLibrary(tmp_path)
+    with build_lock(tmp_path / "kernels", "png", lambda: None):
+        library.begin()
+        assert not library.wait(0.5)
+        library.end(0)
+        assert library.wait(0)
+
+
+def test_a_compiler_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[[str], Path]) -> None:
+    compiler("exec sleep 1000")
+    monkeypatch.setattr(ninja_run, "BUILD_SECONDS", 0.5)
+    found = build.build("png", cache_dir=tmp_path / "cache")
+    assert not found.usable and "the build took longer than 0.5 s" in found.reason
+
+
+def test_a_compiler_that_does_not_tell_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[[str], Path]
+) -> None:
+    compiler("exit 1", "sleep 5")
+    monkeypatch.setattr("landmark_batch.kernels.png.LOOK_SECONDS", 0.1)
+    library = PngLibrary(tmp_path / "cache")
+    assert library.path is None
+    assert library._looking is not None and library._looking.is_alive(), "somebody waited for it"
+    library._looking.join()
 
 
 @pytest.fixture
-def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Puts a C++ compiler first on the PATH that says its version and then fails."""
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Puts a C++ compiler first on the PATH that does this; given is the file that it makes when it is called to compile."""
 
-    def install() -> None:
-        program = tmp_path / "c++"
-        program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "broken 1.0" && exit 0\necho "error: broken" >&2\nexit 1\n')
+    def install(compile_: str, version: str = "echo a compiler 1.0") -> Path:
+        program, called = tmp_path / "c++", tmp_path / "called"
+        program.write_text(
+            f'#!/bin/sh\nif [ "$1" = --version ]; then {version}; exit 0; fi\ntouch {shlex.quote(str(called))}\n{compile_}\n'
+        )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        return called
 
     return install
