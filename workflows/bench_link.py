@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from landmark_batch.scene.config import load_config
 from landmark_batch.scene.identity import scene_parts
 from landmark_batch.scene.layout import find_scene_files
 from landmark_batch.scene.location import as_location
-from landmark_batch.scene.store import BlockStore, open_if_store
+from landmark_batch.scene.store import BlockStore, BlockTable, open_if_store
 from landmark_batch.workflows.machine import Placement, usable_cores
 from landmark_batch.workflows.request import RenderRequest, checkpoint_of
 
@@ -76,25 +77,30 @@ def scene_link(request: RenderRequest, placement: Placement) -> SceneLink:
     scene, share = request.job.scene, 1.0
     config = load_config(checkpoint_of(request.job), plane_division=scene.plane_division, edit=scene.edit, edit_block=scene.edit_block)
     held = config.grid_parameters(request.job.parallel.tensor_parallel) * (2 if request.precision == "fp16" else 4)
-    if request.fetching is not None and request.fetching.mode == "dynamic":
-        assert request.blocks is not None
+    if _is_fetched(request):
+        assert request.fetching is not None and request.blocks is not None
         share = min(1.0, request.fetching.slots / request.blocks.size.blocks)
     copying = copy_rate(f"cuda:{placement.gpus[0]}") if placement.gpus else None
     return SceneLink(round(stored * share), round(held * share), read_rate(reads), copying)
 
 
 def scene_reads(request: RenderRequest) -> tuple[int, Iterator[Read]]:
-    """Bytes of a request's scene where it lies, and what reads all of them, part by part. Raises as `scene_link`."""
+    """Bytes of a request's scene where it lies, and what reads all of them, part by part. Raises as `scene_link`.
+
+    Of a store these are its planes: those that a worker reads that holds the scene whole, or all where it is fetched in blocks.
+    """
     place = as_location(checkpoint_of(request.job))
     store = open_if_store(place)
     scene = request.job.scene
     if store is None:
         files = find_scene_files(Path(place))
         paths = [path for _, path in scene_parts(files, scene.edit, scene.edit_block)]
-    elif store.local:
-        paths = [Path(store.where(block, table)) for block in range(store.blocks) for table in store.tables]
     else:
-        return store.blocks * store.block_bytes(store.precision), _planes(store)
+        planes = _planes(store, fetched=_is_fetched(request))
+        if not store.local:
+            count = sum(math.prod(table.shape) for _, table in planes)
+            return count * store.head.dtype.itemsize, (_plane(store, block, table) for block, table in planes)
+        paths = [Path(store.where(block, table)) for block, table in planes]
     try:
         sizes = {path: path.stat().st_size for path in paths}
     except OSError as error:
@@ -147,11 +153,20 @@ def _span(path: Path, start: int) -> Read:
     return read
 
 
-def _planes(store: BlockStore) -> Iterator[Read]:
+def _plane(store: BlockStore, block: int, table: BlockTable) -> Read:
     """Of a remote store: one request a plane, its digest compared."""
-    for block in range(store.blocks):
-        for table in store.tables:
-            yield lambda block=block, table=table: int(store.read_plane(block, table).nbytes)  # type: ignore[misc]
+    return lambda: int(store.read_plane(block, table).nbytes)
+
+
+def _planes(store: BlockStore, *, fetched: bool) -> list[tuple[int, BlockTable]]:
+    """(block, plane) of all that is read. fetched: block by block, each with all of its planes."""
+    from landmark_batch.scene.store_load import planes_read  # imports torch
+
+    return [(block, table) for block in range(store.blocks) for table in store.tables] if fetched else planes_read(store)
+
+
+def _is_fetched(request: RenderRequest) -> bool:
+    return request.fetching is not None and request.fetching.mode == "dynamic"
 
 
 def _unreadable(error: OSError) -> CheckpointError:

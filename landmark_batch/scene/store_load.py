@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import queue
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +41,7 @@ def load_store(
     shard: the share of the channels to keep. device, dtype: of the planes, default the CPU and float32; a GPU's go there as they are
     read, through pinned memory, and the host holds no more. Memory: the scene (or its share) there, and where the store's numbers are not
     kept as they are two pieces of PIECE_BYTES a thread (of a remote store one plane of a block). Raises CheckpointError and StoreError as
-    `BlockStore.read_plane_into`, torch.OutOfMemoryError.
+    `BlockStore.read_plane_into`, torch.OutOfMemoryError; no plane is begun after a read that failed.
     """
     share, config = shard or WHOLE, store.config
     sizes = [(h, w) for h, w, _ in config.level_sizes()]
@@ -49,11 +51,11 @@ def load_store(
         planes[table] = grid(config.blocks, sizes[table.level], width, stop - start < width, device, dtype)
     threads = threads or min(_MOST_THREADS, os.cpu_count() or 1)
     reader = _Reader(store, planes, share, threads)
-    work = [(block, table) for table in store.tables for block in range(store.blocks) if _is_first(store, block, table)]
+    work = planes_read(store)
     work.sort(key=lambda item: -math.prod(item[1].shape))  # small ones last: the threads end together
     with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
         try:
-            base = pool.submit(store.base, shard)
+            base = pool.submit(reader.base, shard)
             for _ in pool.map(reader.read, work):
                 pass
             rest = base.result()
@@ -68,11 +70,18 @@ def load_store(
     )
 
 
+def planes_read(store: BlockStore) -> list[tuple[int, BlockTable]]:
+    """(block, plane) of all that `load_store` reads: what a cut scene stores in several blocks once, and no plane without numbers."""
+    tables = [table for table in store.tables if math.prod(table.shape)]
+    return [(block, table) for table in tables for block in range(store.blocks) if _is_first(store, block, table)]
+
+
 class _Reader:
-    """Reads planes of blocks to their places in the whole."""
+    """Reads planes of blocks to their places in the whole, and what a scene has beside them, until one of these fails."""
 
     def __init__(self, store: BlockStore, planes: dict[BlockTable, Tensor], share: ChannelShard, threads: int) -> None:
         self._store, self._planes, self._share, self._origins = store, planes, share, store.origins
+        self._failed = threading.Event()
         device = next(iter(planes.values())).device
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         count = 1 if self._stream is None else 2
@@ -83,8 +92,26 @@ class _Reader:
         for pieces in memory:
             self._spare.put(_Pieces(pieces, store.head.dtype, self._stream))
 
+    def base(self, shard: ChannelShard | None) -> SceneWeights:
+        """As `BlockStore.base`."""
+        with self._noted():
+            return self._store.base(shard)
+
     def read(self, item: tuple[int, BlockTable]) -> None:
-        block, table = item
+        """Nothing after another read has failed: whoever waits for that one gets its error."""
+        if not self._failed.is_set():
+            with self._noted():
+                self._read(*item)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._failed.set()
+            raise
+
+    def _read(self, block: int, table: BlockTable) -> None:
         plane, store = self._planes[table], self._store
         if self._origins is None and plane.device.type == "cpu" and plane.shape[-1] == table.channels:
             place = plane[block].numpy()

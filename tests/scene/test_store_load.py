@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from landmark_batch.errors import CheckpointError
 from landmark_batch.kernels.fused import pad_channels
@@ -15,7 +19,9 @@ from landmark_batch.scene import store_load
 from landmark_batch.scene.checkpoint import load_scene
 from landmark_batch.scene.config import SceneConfig
 from landmark_batch.scene.shard import ChannelShard
-from landmark_batch.scene.store import BlockStore
+from landmark_batch.scene.store import BlockStore, BlockTable
+from landmark_batch.scene.store_layout import store_metadata
+from landmark_batch.scene.store_load import load_store, planes_read
 from landmark_batch.workflows.renderers import _first_place
 from tests.fetching.flights import make_settings, write_store
 
@@ -85,6 +91,63 @@ def test_a_damaged_plane_that_came_in_pieces(
     file.unlink()
     with pytest.raises(CheckpointError, match=r"\(block 2\): missing"):
         load_scene(store, planes=lambda _: (torch.device("cpu"), torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("damaged", ["decoder", "density_line", "app_plane"])
+def test_what_is_damaged_is_told_before_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, dtype: torch.dtype
+) -> None:
+    _, path = write_store(tmp_path, "blocks")
+    store, begun = BlockStore.open(path), []
+    whole, rows = BlockStore.read_plane_into, BlockStore.plane_rows
+
+    def read_whole(self: BlockStore, block: int, table: BlockTable, into: NDArray[Any]) -> None:
+        begun.append((block, table))
+        whole(self, block, table, into)
+
+    def read_rows(self: BlockStore, block: int, table: BlockTable, spare: Any) -> Any:
+        begun.append((block, table))
+        return rows(self, block, table, spare)
+
+    monkeypatch.setattr(BlockStore, "read_plane_into", read_whole)
+    monkeypatch.setattr(BlockStore, "plane_rows", read_rows)
+    load_store(store, dtype=dtype, threads=1)
+    assert begun[3:] and sorted(begun, key=str) == sorted(planes_read(store), key=str)
+    block, table = begun[2]
+    file = path / {"decoder": "decoder/basis_mat/c.0.0", "density_line": "density_line/1/c.0.0.0"}.get(damaged, table.key(block))
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    begun.clear()
+    with pytest.raises(CheckpointError, match="damaged: its bytes are not those") as caught:
+        load_store(store, dtype=dtype, threads=1)
+    assert str(file) in caught.value.message
+    assert len(begun) == (3 if damaged == "app_plane" else 0)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "cut3"])
+def test_each_part_of_a_scene_is_read_once(tmp_path: Path, kind: str) -> None:
+    """A cut scene's blocks may hold the same part of a plane."""
+    _, path = write_store(tmp_path, kind)
+    store = BlockStore.open(path)
+    read = planes_read(store)
+    assert len(set(read)) == len(read)
+    assert (len(read) < store.blocks * len(store.tables)) == (kind == "cut3")
+    if store.origins is not None:
+        parts = {(table, *store.origins[block, table.level].tolist()) for table in store.tables for block in range(store.blocks)}
+        assert {(table, *store.origins[block, table.level].tolist()) for block, table in read} == parts and len(parts) == len(read)
+
+
+def test_planes_without_numbers_are_not_read(tmp_path: Path) -> None:
+    """As a store of no density channels has them; nothing but its head is changed here."""
+    _, path = write_store(tmp_path, "cut")
+    expected, head = load_scene(path), BlockStore.open(path).head
+    head = replace(head, config=replace(head.config, density_channels=0))
+    (path / "zarr.json").write_text(json.dumps(store_metadata(head)[""]))
+    for dtype in (torch.float32, torch.float16):
+        found = load_scene(path, planes=lambda _, dtype=dtype: (torch.device("cpu"), dtype))  # type: ignore[misc]
+        assert all(plane.shape[-1] == 0 for plane in found.density_planes)
+        for old, new in zip(expected.app_planes, found.app_planes, strict=True):
+            assert torch.equal(new, old.to(dtype))
 
 
 @pytest.mark.parametrize("channels", [16, 6])
