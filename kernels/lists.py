@@ -25,7 +25,7 @@ def pack_bits(volume: Tensor) -> list[Tensor]:
     along = -(-x // CELL)
     rows = torch.zeros((z, y, -(-x // 32) * 4), dtype=torch.uint8, device=volume.device)  # a byte: the voxels of a cell along x
     for layer, packed in zip(volume, rows, strict=True):  # one by one: a layer stays in a processor's cache
-        packed[:, :along] = _bytes(torch.nn.functional.pad(layer, (0, -x % CELL)))
+        packed[:, :along] = _bytes(layer)
     near = _near(_near(rows[..., :along], 0), 1)
     cells = near != 0
     cells[..., 1:] |= near[..., :-1] >= 1 << (CELL - 1)  # the last voxel of the cell before
@@ -48,9 +48,13 @@ def _near(rows: Tensor, axis: int) -> Tensor:
 
 
 def _bytes(flags: Tensor) -> Tensor:
-    """Bool [..., 8 n] -> uint8 [..., n], lowest bit first: eight flags taken as one number, times _GATHER, stand in its upper byte."""
-    eight = flags.contiguous().view(torch.int64)
-    return ((eight * _GATHER) >> 56).to(torch.uint8)
+    """Bool [..., n] -> uint8 [..., ceil(n / 8)], lowest bit first: eight flags taken as one number, times _GATHER, stand in its upper byte.
+
+    They are copied, filled up with 0: of a crop, even a contiguous one, strides and offset may be no multiples of eight.
+    """
+    more = -flags.shape[-1] % CELL
+    whole = torch.nn.functional.pad(flags, (0, more)) if more else flags.clone(memory_format=torch.contiguous_format)
+    return ((whole.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
 
 
 def unpack_bits(bits: Tensor, size: Sequence[int]) -> Tensor:

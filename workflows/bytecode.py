@@ -18,8 +18,16 @@ def without_bytecode(modules: Iterable[ModuleType | None] | None = None) -> tupl
         if spec is None or not spec.has_location or not str(spec.origin).endswith(".py") or spec.cached is None:
             continue
         count += 1
-        missing += not Path(spec.cached).is_file()
+        missing += not _is_there(Path(spec.cached))
     return missing, count
+
+
+def _is_there(file: Path) -> bool:
+    """Whether Python can find it: one in a folder that may not be searched is not there."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def advice(missing: int, count: int) -> str | None:

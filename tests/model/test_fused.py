@@ -73,6 +73,17 @@ def test_bits_of_a_mask(size: tuple[int, int, int]) -> None:
         assert bool(coarse[index // 32].item() >> (index % 32) & 1) == bool(near)
 
 
+@pytest.mark.parametrize("width", [8, 32, 40, 45])
+def test_bits_of_a_crop_of_a_mask(width: int) -> None:
+    """One row of a volume of odd width; one that begins at an odd place; axes in another order."""
+    torch.manual_seed(4)
+    whole = torch.rand(9, 3, 2 * width + 5) < 0.1
+    crops = [whole[2:8, 1:2, 1 : 1 + width], whole[..., :width], whole.flatten()[5 : 5 + 4 * width].view(2, 2, width), whole.mT]
+    for crop in crops:
+        for got, expected in zip(fused.pack_bits(crop), fused.pack_bits(torch.tensor(crop.tolist())), strict=True):
+            assert torch.equal(got, expected)
+
+
 def test_tiles_cover_the_frame_once() -> None:
     order = tile_order(83, 61, torch.device("cpu"))
     assert sorted(order.tolist()) == list(range(83 * 61))
