@@ -54,10 +54,9 @@ def run_ninja(program: Path, folder: Path, share: Callable[[float], None], stop:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """With its compilers: SIGTERM, at last SIGKILL."""
+    """With its compilers: SIGTERM, then SIGKILL for what is left of them."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, kind)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_END_SECONDS)
-            return
