@@ -142,8 +142,11 @@ class _Bench:
         self.library = kernels.png_library()
         self.library.begin()
         self.library.wait()
-        if self.library.path is None:
+        compiled = packer(self.library.path)
+        if compiled is None:
             self.notes.append("PNGs were made without compiled code: `landmark-batch kernels status` says why")
+        else:
+            self.notes.append(f"PNGs were made by compiled code for {compiled.variant()}")
 
     def picture(self, frame: int, bits: int) -> Pixels:
         """[H, W, 3] uint8 or uint16."""
