@@ -1,4 +1,4 @@
-"""The ops that round a frame: floats to what a store holds, and whether a value cannot be stored. Compiled for CUDA."""
+"""The op that takes a frame off its device, rounded: floats to what a store holds, and whether one cannot be stored. Compiled for CUDA."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from torch import Tensor
 from .library import NAMESPACE
 
 TOPS = {torch.uint8: 255.0, torch.int16: 65535.0}  # int16 holds unsigned values of its width: not every device computes with those
-_SCHEMA = "(Tensor values, Tensor? alpha, float limit, Tensor(a!) out, Tensor(b!) wrong, int index) -> ()"
-
-_READ_BACK = (
-    "(Tensor[] planes, Tensor?[] alphas, float[] limits, Tensor(a!)[] places, Tensor(b!) wrong, Tensor(c!)? picture, int index) -> ()"
-)
+_SCHEMA = "(Tensor[] planes, Tensor?[] alphas, float[] limits, Tensor(a!)[] places, Tensor(b!) wrong, Tensor(c!)? picture, int index) -> ()"
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -26,7 +22,7 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return levels.to(dtype) if dtype == torch.uint8 else levels.to(torch.int32).to(dtype)
 
 
-def _reference(values: Tensor, alpha: Tensor | None, limit: float, out: Tensor, wrong: Tensor, index: int) -> None:
+def _quantise(values: Tensor, alpha: Tensor | None, limit: float, out: Tensor, wrong: Tensor, index: int) -> None:
     """values [..., C] float32. alpha [...]: joins as the last channel; None. limit: the largest magnitude that can be stored.
 
     out [..., C or C + 1]: gets them `rounded` to its type, uint8, int16, float16 or float32. wrong [n] int32: [index] becomes 1 where a
@@ -38,7 +34,7 @@ def _reference(values: Tensor, alpha: Tensor | None, limit: float, out: Tensor, 
     out.copy_(rounded(joined, out.dtype).view(out.shape))
 
 
-def _read_back(
+def _reference(
     planes: Sequence[Tensor],
     alphas: Sequence[Tensor | None],
     limits: Sequence[float],
@@ -47,7 +43,8 @@ def _read_back(
     picture: Tensor | None,
     index: int,
 ) -> None:
-    """planes, alphas, limits: of each output, as of `quantise`. places: get them, in their types. wrong [n] int32: its words.
+    """planes, alphas, limits: of each output, values, alpha and limit of `_quantise`. places: get them, in their types. wrong [n] int32:
+    its words.
 
     On a CUDA device all is done by its current stream, into pinned host memory. picture: gets `png_stream` of output `index`, which is
     [H, W, 3] uint8, if kernels are loaded that make it and the device has the memory for it.
@@ -59,7 +56,7 @@ def _read_back(
             if plane is not None and plane.is_cuda:
                 plane.record_stream(torch.cuda.current_stream(device))
         out = torch.empty(place.shape, dtype=place.dtype, device=device)
-        _reference(values, alpha, limit, out, words, i)
+        _quantise(values, alpha, limit, out, words, i)
         place.copy_(out, non_blocking=True)
     wrong.copy_(words, non_blocking=True)
 
@@ -68,10 +65,8 @@ def _no_shape(*_: object) -> None:
     return None
 
 
-for _name, _schema, _function in (("quantise", _SCHEMA, _reference), ("read_back", _READ_BACK, _read_back)):
-    torch.library.define(f"{NAMESPACE}::{_name}", _schema)
-    torch.library.impl(f"{NAMESPACE}::{_name}", "default", _function)
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_shape)
+torch.library.define(f"{NAMESPACE}::read_back", _SCHEMA)
+torch.library.impl(f"{NAMESPACE}::read_back", "default", _reference)
+torch.library.register_fake(f"{NAMESPACE}::read_back", _no_shape)
 
-quantise = torch.ops.landmark_batch.quantise
 read_back = torch.ops.landmark_batch.read_back

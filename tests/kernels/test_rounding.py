@@ -1,4 +1,4 @@
-"""`quantise`, `read_back`: the bits of frames.pixels.quantise, and no value that cannot be stored goes unseen."""
+"""`read_back`: the bits of frames.pixels.quantise, and no value that cannot be stored goes unseen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from landmark_batch.frames.pixels import quantise as on_the_host
 from landmark_batch.frames.spec import OutputSpec
 from landmark_batch.kernels import build
 from landmark_batch.kernels.picture import png_stream
-from landmark_batch.kernels.rounding import quantise, read_back
+from landmark_batch.kernels.rounding import read_back
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = {"uint8": torch.uint8, "uint16": torch.int16, "float16": torch.float16, "float32": torch.float32}
@@ -32,13 +32,21 @@ def floats(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))) * 1.5 - 0.25
 
 
+def host(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    return torch.full(shape, 77, dtype=dtype, pin_memory=device == "cuda")
+
+
 def call(device: str, dtype: str, colour: Tensor, alpha: Tensor | None) -> tuple[Tensor, list[int]]:
-    shape = colour.shape if alpha is None else (*colour.shape[:-1], 4)
-    out = torch.full(shape, 77, dtype=DTYPES[dtype], device=device)
-    wrong = torch.zeros(3, dtype=torch.int32, device=device)
-    there = None if alpha is None else alpha.to(device)
-    quantise(colour.to(device), there, LIMITS.get(dtype, LARGEST), out, wrong, 1)
-    return out.cpu(), wrong.tolist()
+    """The values, and the words of three outputs, of which this is the second."""
+    fine = torch.zeros(1, device=device)
+    planes, alphas = [fine, colour.to(device), fine], [None, None if alpha is None else alpha.to(device), None]
+    places = [host((1,), torch.float32, device) for _ in range(3)]
+    places[1] = host(tuple(colour.shape) if alpha is None else (*colour.shape[:-1], 4), DTYPES[dtype], device)
+    wrong = host((3,), torch.int32, device)
+    read_back(planes, alphas, [LARGEST, LIMITS.get(dtype, LARGEST), LARGEST], places, wrong, None, -1)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return places[1], wrong.tolist()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -68,10 +76,6 @@ def test_one_value_that_cannot_be_stored(device: str, dtype: str, bad: float) ->
             assert call(device, dtype, rgb, alpha)[1] == expected
             alpha.view(-1)[place] = bad
             assert call(device, dtype, floats(*size, 3), alpha)[1] == expected
-
-
-def host(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    return torch.full(shape, 77, dtype=dtype, pin_memory=device == "cuda")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -114,16 +118,6 @@ def test_a_frame_is_read_back_whole(device: str) -> None:
 def test_opcheck(device: str) -> None:
     usable(device)
     for alpha in (None, floats(5, 7).to(device)):
-        out = torch.zeros(5, 7, 3 if alpha is None else 4, dtype=torch.uint8, device=device)
-        wrong = torch.zeros(2, dtype=torch.int32, device=device)
-        torch.library.opcheck(torch.ops.landmark_batch.quantise.default, (floats(5, 7, 3).to(device), alpha, LARGEST, out, wrong, 0))
-        read = (
-            [floats(5, 7, 3).to(device)],
-            [alpha],
-            [LARGEST],
-            [host(tuple(out.shape), torch.uint8, device)],
-            host((1,), torch.int32, device),
-            None,
-            -1,
-        )
+        places = [host((5, 7, 3 if alpha is None else 4), torch.uint8, device)]
+        read = ([floats(5, 7, 3).to(device)], [alpha], [LARGEST], places, host((1,), torch.int32, device), None, -1)
         torch.library.opcheck(torch.ops.landmark_batch.read_back.default, read)

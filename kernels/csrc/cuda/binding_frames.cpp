@@ -92,7 +92,7 @@ void png_stream(const Tensor& pixels, Tensor out) {
     check(lm_png_stream(&a, c10::cuda::getCurrentCUDAStream()), "png_stream");
 }
 
-// As `quantise` takes it.
+// As quantise() takes it.
 Tensor aligned(const Tensor& plane) {
     const Tensor packed = plane.contiguous();
     return reinterpret_cast<uintptr_t>(packed.data_ptr()) % 16 == 0 ? packed : packed.clone();
@@ -138,7 +138,6 @@ TORCH_LIBRARY_FRAGMENT(landmark_batch, m) { m.def("png_fits(int width) -> bool",
 TORCH_LIBRARY_IMPL(landmark_batch, CUDA, m) {
     m.impl("pixel_rays", &pixel_rays);
     m.impl("ray_hull", &ray_hull);
-    m.impl("quantise", &quantise);
     m.impl("png_stream", &png_stream);
     m.impl("read_back", &read_back);
 }
