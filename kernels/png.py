@@ -154,6 +154,7 @@ class PngLibrary:
         self._path: Path | None = None
         self._building: threading.Thread | None = None
         self._stop = threading.Event()
+        self._ended = False
 
     @property
     def path(self) -> Path | None:
@@ -169,11 +170,11 @@ class PngLibrary:
         return self._path
 
     def begin(self) -> None:
-        """Build it beside other work, unless it is there, or prebuilt libraries are to be used. A second call does nothing."""
+        """Build it beside other work, unless it is there, or prebuilt libraries are to be used. Not twice, nor after `end`."""
         if self.path is not None or self._prebuilt is not None:
             return
         with self._lock:
-            if self._building is None:
+            if self._building is None and not self._ended:
                 self._building = threading.Thread(target=self._build, name="png library", daemon=True)
                 self._building.start()
 
@@ -185,7 +186,9 @@ class PngLibrary:
         return not self._building.is_alive()
 
     def end(self, patience: float) -> None:
-        """`wait`; a build that then is not over is given up, with its compilers."""
+        """`wait`; a build that then is not over is given up, with its compilers. None begins any more."""
+        with self._lock:
+            self._ended = True
         if not self.wait(patience):
             self._stop.set()
             self.wait(_STOP_SECONDS)

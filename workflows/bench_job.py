@@ -17,7 +17,7 @@ from landmark_batch.job import RenderJob
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.bench_report import Findings
 from landmark_batch.workflows.bench_usage import UsageWatch
-from landmark_batch.workflows.export_session import ExportSession
+from landmark_batch.workflows.export_session import ExportResult, ExportSession
 from landmark_batch.workflows.machine import Machine, Placement, place_workers
 from landmark_batch.workflows.render import run_render
 from landmark_batch.workflows.request import RenderRequest
@@ -37,7 +37,9 @@ STAGES = ("render", "quantise", "copy", "wait", "encode", "write", "idle")
 
 @dataclass(frozen=True)
 class JobRun:
-    """wall: seconds from the first frame's beginning to the last one's receipt, or to the last image. watch: its memory."""
+    """wall: seconds from the first frame's beginning to the last one's receipt, and to the last image where there are any: not to the
+    command's end, in either case. watch: its memory.
+    """
 
     result: RenderResult
     wall: float
@@ -123,8 +125,7 @@ class JobBench:
                 raise error
             wall = result.render_seconds
             if sessions:
-                sessions[0].finish()
-                wall = time.time() - first[0]
+                wall = max(wall, _last_image(sessions[0].finish()) - first[0])
         store = FrameStore.open(job.store_path)
         return JobRun(result, wall, watch, int((store.measured_bytes_per_frame() or 0.0) * len(wanted)))
 
@@ -201,6 +202,12 @@ class JobBench:
             self.found.add(PART, f"job on {number} device{'s' * (number > 1)}", rates[number], "frames/s", f"{share:.3f} of linear")
             if number > 1:
                 self.found.bar(f"linear / measured frames/s of {number} devices", 1 / share, round(1 / LINEAR_BAR, 3))
+
+
+def _last_image(made: ExportResult) -> float:
+    """When the last one got its name, by time.time(): a rename changes a file's status."""
+    files = (path for report in made.images for path in report.folder.iterdir() if path.suffix == ".png")
+    return max((path.stat().st_ctime for path in files), default=0.0)
 
 
 def _abort(sessions: Sequence[ExportSession]) -> None:

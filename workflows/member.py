@@ -150,7 +150,7 @@ class GroupMember:
         self._group = group
         group.watch(lambda error: self.fence(error, ""))
         self._state = "loading"
-        pipeline = pipeline_of(opened, device) if order.rank == 0 else None  # before the scene is read
+        pipeline = pipeline_of(opened, device, self._kernels) if order.rank == 0 else None  # before the scene is read
         self._renderer = open_group_renderer(
             snapshot,
             device,

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.frames.encoding_processes import encoding_processes
-from landmark_batch.frames.pictures import HEAD, PictureOrder
+from landmark_batch.frames.pictures import Streams
 from landmark_batch.frames.spec import StoreSpec
-from landmark_batch.frames.staged_frames import Streams
 from landmark_batch.workflows.chunk_arrays import PICTURES, ChunkArrays, Pixels
 from landmark_batch.workflows.in_hand import CHUNKS
 from landmark_batch.workflows.load import LoadMeter
+from landmark_batch.workflows.picture_makers import PictureMakers
 from landmark_batch.workflows.ranges import COPIES, RENDER, mark, on_track
 from landmark_batch.workflows.renderers import RenderedFrame
 
@@ -53,15 +53,18 @@ class FilledChunk(AbstractContextManager["FilledChunk"]):
     """Rendered frames of a chunk, the last of them still on their way into its arrays. Left, it gives these back.
 
     most: frames that were on their way at once. chunks: sets of arrays that were out when it began. begun, rendered, copied: frames that
-    the renderer has begun, has given, and that are in their arrays. over: the arrays are another's. streams: of PNGs, [n, bytes].
+    the renderer has begun, has given, and that are in their arrays. over: the arrays are another's. streams: of PNGs.
     """
 
-    def __init__(self, arrays: ChunkArrays, frames: int, stages: defaultdict[str, float], taker: Taker | None) -> None:
+    def __init__(
+        self, arrays: ChunkArrays, frames: int, stages: defaultdict[str, float], taker: Taker | None, makers: PictureMakers | None
+    ) -> None:
         before = time.perf_counter()
         self._arrays, self._stages = arrays, stages
         self._whole, self.chunks = arrays.take(frames)
         self.pixels: Pixels = {name: values[:frames] for name, values in self._whole.items()}
-        self.streams = self.pixels.pop(PICTURES, None)
+        streams = self.pixels.pop(PICTURES, None)
+        self.streams = None if makers is None or streams is None else makers.streams(streams)
         self.most = self.begun = self.rendered = self.copied = 0
         self.over = False
         self._taker = taker
@@ -105,13 +108,12 @@ class FramePipeline:
     """Fills arrays with frames. One thread at a time may call `fill`; what it returns is the caller's.
 
     overlap: off, one step is done after the other. pinned: as for ChunkArrays. files: each frame becomes files of its own on a file
-    system: other processes can write those of pinned pixels. pictures: PNGs that the device is to make of frames.
+    system: other processes can write those of pinned pixels. makers: of PNGs that an export asks for.
     """
 
-    def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool, files: bool, pictures: PictureOrder | None = None) -> None:
-        self._outputs, self._pinned, self._files, self._size = spec.outputs, pinned, files, (spec.height, spec.width)
-        self._pictures, self._refused = pictures, False
-        self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned, shared=files, pictures=pictures is not None)
+    def __init__(self, spec: StoreSpec, *, overlap: bool, pinned: bool, files: bool, makers: PictureMakers | None = None) -> None:
+        self._outputs, self._pinned, self._files, self._makers = spec.outputs, pinned, files, makers
+        self._arrays = ChunkArrays(spec, most=CHUNKS if overlap else 1, pinned=pinned, shared=files, pictures=makers is not None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="frame-copies") if overlap else None
         self._filled: tuple[FilledChunk, ...] = ()
         self._frames, self._seconds, self._since = 0, 0.0, 0.0  # rendered so far, and when the renderer began its frame, 0: it has none
@@ -124,6 +126,8 @@ class FramePipeline:
         if self._pinned:
             if self._files:
                 encoding_processes()
+            if self._makers is not None:
+                self._makers.prepare()
             threading.Thread(target=self._arrays.make, args=(frames,), name="frame-arrays", daemon=True).start()
 
     def load(self) -> dict[str, float]:
@@ -157,12 +161,11 @@ class FramePipeline:
         Raises what rendering raises, and PixelError for a frame before, once all copies have ended.
         """
         with on_track(RENDER):
-            filled = FilledChunk(self._arrays, count, stages, taker)
+            filled = FilledChunk(self._arrays, count, stages, taker, self._makers)
             self._filled = (*(chunk for chunk in self._filled if not chunk.over), filled)
             try:
                 if taker is not None:
-                    ordered = None if self._pictures is None or filled.streams is None else (self._pictures, filled.streams)
-                    taker.take(filled.pixels, ordered)
+                    taker.take(filled.pixels, filled.streams)
                 self._fill(filled, frames, stages, counters, taker if self._thread is not None else None)
             except BaseException:
                 filled.__exit__(None, None, None)
@@ -188,8 +191,8 @@ class FramePipeline:
             filled.rendered = i + 1
             stages["render"] += between - before
             counters.update(rendered.counters)
-            stream = None if filled.streams is None else filled.streams[i]
-            stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()}, stream)
+            asked = None if self._makers is None or filled.streams is None else self._makers.ask(filled.streams, i)
+            stage, finish = self._begin(rendered, frame, {name: values[i] for name, values in filled.pixels.items()}, asked)
             stages["quantise"] += time.perf_counter() - between
             filled.add(self._submit(filled, stage, finish, taker))
             filled.begun = min(i + 2, len(next(iter(filled.pixels.values()))))
@@ -199,33 +202,27 @@ class FramePipeline:
         """End the thread and let go of the arrays that nobody has."""
         if self._thread is not None:
             self._thread.shutdown()
+        if self._makers is not None:
+            self._makers.close()
         self._arrays.close()
 
     def _begin(
         self, rendered: RenderedFrame, frame: int, into: Pixels, stream: NDArray[np.uint8] | None
     ) -> tuple[str, Callable[[], object]]:
         """Begin to round a frame. stream: gets the image data of its PNG. Returns what is left to do, and the name of that stage."""
-        if stream is not None:
-            stream[: HEAD.size] = 0  # none yet
         begin = getattr(rendered, "quantise_begin", None)
         if begin is None:
             return "quantise", lambda: rendered.quantised(self._outputs, frame=frame, into=into)
-        if stream is None or not self._device_makes_pictures():
+        if stream is None or self._makers is None:
             pending = begin(self._outputs, frame=frame, into=into)
             return pending.stage, pending.finish
-        pending = begin(self._outputs, frame=frame, into=into, picture=stream)
+        pending, made = begin(self._outputs, frame=frame, into=into, picture=stream), self._makers.made
 
         def finish() -> None:
             pending.finish()
-            self._refused |= not HEAD.unpack(stream[: HEAD.size].tobytes())[0]  # no memory for it, as a rule: not asked again
+            made(stream)
 
         return pending.stage, finish
-
-    def _device_makes_pictures(self) -> bool:
-        """Asked when it has rendered a frame: its kernels are loaded by then."""
-        from landmark_batch.kernels.picture import makes_pictures
-
-        return self._pictures is not None and not self._refused and makes_pictures(*self._size)
 
     def _submit(self, filled: FilledChunk, stage: str, finish: Callable[[], object], taker: Taker | None) -> Future[tuple[str, float]]:
         def timed() -> tuple[str, float]:

@@ -21,11 +21,13 @@ from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
 from landmark_batch.frames.pictures import PictureOrder
 from landmark_batch.frames.writer import FrameWriter, PendingCommit
+from landmark_batch.kernels.png import PngLibrary
 from landmark_batch.object_path import ObjectPath, StorePath
 from landmark_batch.workflows.ahead import GROUP_AHEAD, Cameras, FramesAhead, Turns, frames_ahead
 from landmark_batch.workflows.in_hand import frames_at_once, most_at_once
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
+from landmark_batch.workflows.picture_makers import PictureMakers
 from landmark_batch.workflows.pipeline import FramePipeline
 from landmark_batch.workflows.ranges import COMMIT, mark, on_track, span
 from landmark_batch.workflows.renderers import CLOSED, FrameRenderer, RenderedFrame, device_of, open_renderer, route_of
@@ -101,7 +103,7 @@ class RenderSession:
         self._resting: dict[int, list[FrameWriter]] = {}  # by attempt: those that commit nothing now
         self._hiring = threading.Lock()
         self._alone: AbstractContextManager[object] = nullcontext() if overlap else threading.Lock()
-        self._pipeline = pipeline or pipeline_of(opened, device)
+        self._pipeline = pipeline or pipeline_of(opened, device, None)
 
     @classmethod
     def open(cls, folder: StorePath, worker: str, kernels: KernelSource | None = None) -> Self:
@@ -112,7 +114,7 @@ class RenderSession:
         snapshot = opened.snapshot
         timeline = open_timeline(snapshot, worker)
         device = device_of(snapshot.renderer, snapshot.device)
-        pipeline = pipeline_of(opened, device)  # before the scene is read
+        pipeline = pipeline_of(opened, device, kernels)  # before the scene is read
         renderer, device = open_renderer(
             snapshot.renderer,
             snapshot.render_job(),
@@ -323,15 +325,16 @@ class RenderSession:
                 resting.append(chosen)
 
 
-def pipeline_of(opened: OpenedRun, device: str) -> FramePipeline:
+def pipeline_of(opened: OpenedRun, device: str, kernels: KernelSource | None) -> FramePipeline:
     """For a run's frames from this kind of device, with memory that it begins to take beside the caller."""
     job, spec = opened.snapshot.render_job(), opened.store.spec
     files = spec.frames_per_shard == 1 and not isinstance(opened.store.path, ObjectPath)
-    pictures = None
+    makers = None
     if device == "cuda" and files and opened.snapshot.pictures is not None:
         asked = PictureOrder(**opened.snapshot.pictures)
-        pictures = asked if asked.is_seen else None
-    pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda", files=files, pictures=pictures)
+        if asked.is_seen:
+            makers = PictureMakers(asked, (spec.height, spec.width), PngLibrary() if kernels is None else kernels.png_library())
+    pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda", files=files, makers=makers)
     pipeline.prepare(frames_at_once(job.output.chunk_frames, device, spec))
     return pipeline
 

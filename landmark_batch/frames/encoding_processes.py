@@ -93,7 +93,7 @@ def write_frame(root: str, name: str, text: str, place: Place, temporary: str, p
     digest, encoded = pixel_digest(frame), _encoder(root, name, text)(frame)
     between = time.perf_counter()
     durable.write_new(Path(temporary), encoded)
-    made = None if picture is None or stream is None else write_picture(picture[0], digest, stream)
+    made = None if picture is None or stream is None else write_picture(picture[0], digest, stream, frame)
     return digest, began, between, time.perf_counter(), made
 
 

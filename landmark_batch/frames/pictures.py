@@ -1,4 +1,4 @@
-"""PNGs of frames that whoever renders them writes beside their files: a GPU has filtered and deflated their rows already.
+"""PNGs of frames that whoever renders them writes beside their files: a GPU has filtered and deflated their rows, or whoever encodes does.
 
 They get their names once the ledger has their frames. The export that asked for them finds them up to date; what is missing, for whatever
 reason, it makes itself: nothing here fails a frame, but a slow folder holds up its commit.
@@ -19,19 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.errors import LandmarkError
+from landmark_batch.kernels.png import packer
 from landmark_batch.object_path import ObjectPath, StorePath
 
 from .image_files import KEY, OUTPUT, ImageLabel, read_label
 from .image_names import image_paths
 from .image_settings import ImageSettings
 from .outfile import aside, make_folder, output_file, temporary_name
-from .png import write_png_stream
+from .png import write_png, write_png_stream
 from .spec import StoreSpec
 
 _log = logging.getLogger(__name__)
 
 STREAM = "rgb"  # the output whose pictures are made
-HEAD = struct.Struct("<iIii")  # before a stream: its bytes, its rows' adler32, whether it did not fit, nothing
+HEAD = struct.Struct("<iIii")  # before a stream: its bytes, its rows' adler32, whether it did not fit, whether the host makes the PNG
+_BY_HOST = HEAD.pack(0, 0, 0, 1)
 _ROOM = 0.6  # of a picture's bytes, for its stream: rendered ones take 0.4; those that do not fit are made by the export
 
 
@@ -81,12 +83,21 @@ class Aside(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A frame's, for whoever has its stream. frame: index in the flight. height, width: pixels."""
+    """A frame's, for whoever has its stream. frame: index in the flight. compiled: of Streams."""
 
     order: PictureOrder
     frame: int
-    height: int
-    width: int
+    compiled: Path | None = None
+
+
+class Streams(NamedTuple):
+    """Of pictures: [n, bytes], a frame's as `png_stream` leaves it, or as `none_yet` or `by_host` do. compiled: code (of `PngLibrary`)
+    that makes PNGs where the host is asked for them.
+    """
+
+    order: PictureOrder
+    arrays: NDArray[np.uint8]
+    compiled: Path | None = None
 
 
 def can_be_ordered(store: StorePath, spec: StoreSpec, settings: ImageSettings) -> bool:
@@ -132,13 +143,25 @@ def stream_bytes(height: int, width: int) -> int:
     return HEAD.size + int(_ROOM * 3 * height * width + 1024) // 4 * 4
 
 
-def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8]) -> Aside | None:
+def none_yet(stream: NDArray[np.uint8]) -> None:
+    """No image data is in it: unless some come, the export makes this PNG."""
+    stream[: HEAD.size] = 0
+
+
+def by_host(stream: NDArray[np.uint8]) -> None:
+    """Whoever encodes the frame makes its PNG, of its pixels."""
+    stream[: HEAD.size] = np.frombuffer(_BY_HOST, np.uint8)
+
+
+def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> Aside | None:
     """Write the PNG of a frame of this digest beside its place, unless it is there or the stream is of no use; `publish` or `discard` it.
 
-    stream: as `png_stream` leaves it. None where nothing was written; an error is told in the log and left to the export, which meets it.
+    stream: as Streams says. pixels: [H, W, 3]. None where nothing was written; an error is told in the log and left to the export, which
+    meets it.
     """
-    length, checksum, overfull, _ = HEAD.unpack(stream[: HEAD.size].tobytes())
-    if not length or overfull or not picture.order.is_seen:
+    length, checksum, overfull, host = HEAD.unpack(stream[: HEAD.size].tobytes())
+    compiled = packer(picture.compiled) if host else None
+    if not picture.order.is_seen or (compiled is None and (not length or overfull)):
         return None
     try:
         path, label = picture.order.path(picture.frame), picture.order.label(picture.frame, digest)
@@ -149,8 +172,11 @@ def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8]) -> A
             return None
         make_folder(path.parent)
         with aside(path) as temporary, temporary.open("wb") as file:
-            data = stream[HEAD.size : HEAD.size + length].data
-            write_png_stream(file, picture.height, picture.width, data, checksum, label.text())
+            if compiled is not None:
+                write_png(file, pixels, label.text(), packer=compiled)
+            else:
+                height, width = pixels.shape[:2]
+                write_png_stream(file, height, width, stream[HEAD.size : HEAD.size + length].data, checksum, label.text())
             file.flush()
             os.fsync(file.fileno())
     except Exception as error:  # noqa: BLE001  no frame fails for its PNG

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
@@ -15,25 +15,45 @@ from landmark_batch.object_path import StorePath
 
 from .encode import FrameEncoder, encoding_threads
 from .encoding_processes import RemoteEncoder, Written
-from .pictures import STREAM, Aside, Picture, PictureOrder, discard, publish, write_picture
+from .pictures import STREAM, Aside, Picture, Streams, discard, publish, write_picture
 from .records import pixel_digest
 from .shared_pixels import place
 from .staging import AnyStage, Stage
 
+T = TypeVar("T")
 Tell: TypeAlias = Callable[[str, float, float], None]  # what, begin and end by time.perf_counter()
 
-Streams: TypeAlias = tuple[PictureOrder, NDArray[Any]]  # of pictures: [n, bytes], a frame's as `png_stream` leaves it
-
-_pools: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
+_pools: dict[int, WritingThreads] = {}  # by process: a fork has none of its parent's threads
 _pools_lock = threading.Lock()
 
 
-def writing_threads() -> ThreadPoolExecutor:
-    """The threads that encode and write for all commits of this process: those of an earlier commit come first."""
+class WritingThreads:
+    """Threads that encode and write for all commits of a process: those of an earlier commit come first."""
+
+    def __init__(self, size: int) -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="frame-writer")
+        self._lock = threading.Lock()
+        self.size, self.given = size, 0
+
+    def submit(self, work: Callable[[str, int], T], name: str, position: int) -> Future[T]:
+        """As of an executor."""
+        with self._lock:
+            self.given += 1  # until it is done, or cancelled
+        job = self._pool.submit(work, name, position)
+        job.add_done_callback(self._done)
+        return job
+
+    def _done(self, _: Future[Any]) -> None:
+        with self._lock:
+            self.given -= 1
+
+
+def writing_threads() -> WritingThreads:
+    """Those of this process."""
     with _pools_lock:
         pool = _pools.get(os.getpid())
         if pool is None:
-            pool = _pools[os.getpid()] = ThreadPoolExecutor(encoding_threads(), thread_name_prefix="frame-writer")
+            pool = _pools[os.getpid()] = WritingThreads(encoding_threads())
         return pool
 
 
@@ -89,7 +109,7 @@ class StagedFrames:
     def recorded(self) -> None:
         """The frames stand: their PNGs get their names."""
         if self._streams is not None:
-            publish(self._streams[0], self._pictures)
+            publish(self._streams.order, self._pictures)
             self._pictures.clear()
 
     def abandon(self) -> None:
@@ -128,9 +148,8 @@ class StagedFrames:
         """What makes a frame's PNG, and its stream."""
         if self._streams is None or name != STREAM:
             return None
-        order, streams = self._streams
-        height, width = self._pixels[name].shape[1:3]
-        return Picture(order, self._frames[position], height, width), streams[position]
+        order, streams, compiled = self._streams
+        return Picture(order, self._frames[position], compiled), streams[position]
 
     def _elsewhere(self, name: str, frame: NDArray[Any], final: StorePath, picture: tuple[Picture, NDArray[Any]] | None) -> Written | None:
         """By another process; None where none sees the pixels."""
@@ -156,5 +175,5 @@ class StagedFrames:
         between = time.perf_counter()
         if encoded is not None:
             self._stage.write(final, *encoded)
-        made = None if picture is None or encoded is None else write_picture(picture[0], digest, picture[1])
+        made = None if picture is None or encoded is None else write_picture(picture[0], digest, picture[1], frame)
         return digest, began, between, time.perf_counter(), made

@@ -28,9 +28,10 @@ from .encoding_processes import RemoteEncoder, remote_encoders
 from .fence import Fence, read_fence
 from .layout import StoreLayout
 from .ledger import LedgerIndex, LedgerLog
+from .pictures import Streams
 from .process import this_process, writer_tag
 from .records import FrameRecord, frames_line
-from .staged_frames import StagedFrames, Streams, Tell
+from .staged_frames import StagedFrames, Tell
 from .staging import AnyStage, Stage, make_stage, staged_store
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""PNGs that are written beside frames, of streams that a GPU has made: here the reference makes them."""
+"""PNGs that are written beside frames: of streams that a GPU has made (here the reference makes them), or of pixels by who encodes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from landmark_batch.frames.pictures import (
     HEAD,
     Picture,
     PictureOrder,
+    Streams,
+    by_host,
     can_be_ordered,
     discard,
+    none_yet,
     order_pictures,
     publish,
     remove_made,
@@ -83,18 +86,18 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made.close()
 
 
-def commit(store: FrameStore, order: PictureOrder, frames: list[int], streams: NDArray[np.uint8]) -> None:
+def commit(store: FrameStore, order: PictureOrder, frames: list[int], streams: NDArray[np.uint8], compiled: Path | None = None) -> None:
     prints = [f"{frame:032x}" for frame in frames]
     pixels = shared_array((len(frames), HEIGHT, WIDTH, 3), "uint8")
     pixels[:] = RGB[frames]
     with store.writer("w0") as writer, writer.begin(frames, prints) as commit:
-        commit.take({"rgb": pixels}, (order, streams))
+        commit.take({"rgb": pixels}, Streams(order, streams, compiled))
         commit.finish(seconds=1.0)
 
 
 @pytest.mark.parametrize("way", ["processes", "threads"])
 def test_files_stand_with_their_frames_and_are_what_an_export_wants(
-    store: FrameStore, order: PictureOrder, way: str, request: pytest.FixtureRequest
+    store: FrameStore, order: PictureOrder, way: str, png_library: Path, request: pytest.FixtureRequest
 ) -> None:
     if way == "processes":
         request.getfixturevalue("pool")
@@ -103,8 +106,9 @@ def test_files_stand_with_their_frames_and_are_what_an_export_wants(
     )
     exporter.expect([0, 1, 2])
     streams = streams_of(RGB)
-    streams[3, : HEAD.size] = 0  # of a frame of which there is none
-    commit(store, order, [0, 1, 2, 3], streams)
+    by_host(streams[1])
+    none_yet(streams[3])
+    commit(store, order, [0, 1, 2, 3], streams, png_library)
     folder = Path(order.folder) / "rgb"
     assert sorted(path.name for path in folder.iterdir()) == ["city-010.png", "city-011.png", "city-012.png"]
     sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
@@ -120,6 +124,24 @@ def test_files_stand_with_their_frames_and_are_what_an_export_wants(
         assert again.export().unchanged == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize("compiled", [None, "broken"])
+def test_a_host_without_compiled_code_leaves_pngs_to_the_export(
+    store: FrameStore, order: PictureOrder, tmp_path: Path, compiled: str | None
+) -> None:
+    """Also where a library is promised that then cannot be loaded."""
+    library = None if compiled is None else tmp_path / compiled
+    if library is not None:
+        library.write_text("no library")
+    streams = streams_of(RGB[:2])
+    by_host(streams[0])
+    commit(store, order, [0, 1], streams, library)
+    assert [order.path(frame).exists() for frame in (0, 1)] == [False, True]
+    settings = ImageSettings(pattern=order.pattern, start_number=order.start_number)
+    with ImageExporter(open_source(store.path), Path(order.folder), settings) as exporter:
+        assert exporter.export([0, 1]).written == (0,)
+    np.testing.assert_array_equal(np.asarray(Image.open(order.path(0))), RGB[0])
+
+
 def test_old_files_are_not_this_exports(store: FrameStore, order: PictureOrder) -> None:
     commit(store, order, [0, 1], streams_of(RGB[:2]))
     for path in Path(order.folder).rglob("*.png"):
@@ -133,28 +155,28 @@ def test_old_files_are_not_this_exports(store: FrameStore, order: PictureOrder) 
 
 def test_what_cannot_be_written_is_left_to_the_export(order: PictureOrder, monkeypatch: pytest.MonkeyPatch) -> None:
     (stream,) = streams_of(RGB[:1])
-    picture = Picture(order, 0, HEIGHT, WIDTH)
-    first = write_picture(picture, "d1", stream)
+    picture = Picture(order, 0)
+    first = write_picture(picture, "d1", stream, RGB[0])
     assert first is not None and not order.path(0).exists() and Path(first.temporary).exists()
     publish(order, [first])
-    assert write_picture(picture, "d1", stream) is None, "it is up to date"
-    second = write_picture(picture, "d2", stream)
+    assert write_picture(picture, "d1", stream, RGB[0]) is None, "it is up to date"
+    second = write_picture(picture, "d2", stream, RGB[0])
     assert second is not None, "of other pixels"
     discard([second])
     assert read_label(order.path(0), "png")[DIGEST] == "d1"
     overfull = stream.copy()
     overfull[8] = 1
-    assert write_picture(picture, "d3", overfull) is None
+    assert write_picture(picture, "d3", overfull, RGB[0]) is None
     order.path(1).mkdir()
-    assert write_picture(picture._replace(frame=1), "d1", stream) is None
+    assert write_picture(picture._replace(frame=1), "d1", stream, RGB[0]) is None
     os.mkfifo(order.path(2))
-    assert write_picture(picture._replace(frame=2), "d1", stream) is None
-    third = write_picture(picture._replace(frame=3), "d1", stream)
+    assert write_picture(picture._replace(frame=2), "d1", stream, RGB[0]) is None
+    third = write_picture(picture._replace(frame=3), "d1", stream, RGB[0])
     assert third is not None
     order.path(3).mkdir()
     publish(order, [third])
     monkeypatch.setattr(pictures_module, "write_png_stream", lambda *_: 1 / 0)
-    assert write_picture(picture, "d4", stream) is None
+    assert write_picture(picture, "d4", stream, RGB[0]) is None
     assert [path.name for path in Path(order.folder).rglob("*.partial")] == [order.mark]
 
 
@@ -207,7 +229,7 @@ def test_an_order_that_cannot_be_given(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "new" / "deep").is_dir(), "the export may be about to write there"
     remove_made(order)
     assert not (tmp_path / "new").exists() and tmp_path.exists()
-    assert write_picture(Picture(order, 0, HEIGHT, WIDTH), "d", streams_of(RGB[:1])[0]) is None
+    assert write_picture(Picture(order, 0), "d", streams_of(RGB[:1])[0], RGB[0]) is None
     assert not (tmp_path / "new").exists(), "nobody wants it any more"
     (tmp_path / "new").write_text("a file in its place")
     withdraw(order)

@@ -14,7 +14,9 @@ import pytest
 
 from landmark_batch.frames.pictures import HEAD, PictureOrder, stream_bytes
 from landmark_batch.frames.spec import OutputSpec, StoreSpec
+from landmark_batch.kernels.png import PngLibrary
 from landmark_batch.workflows.chunk_arrays import ChunkArrays
+from landmark_batch.workflows.picture_makers import PictureMakers
 from landmark_batch.workflows.pipeline import FramePipeline
 from landmark_batch.workflows.simulated import simulated_job, simulated_request
 from tests.workflows.test_pipeline import FRAMES
@@ -132,16 +134,17 @@ class Begun:
 
 
 @pytest.mark.parametrize("refused", [-1, 1])
-def test_a_device_without_memory_for_pngs_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+def test_a_device_without_memory_for_pngs_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
     monkeypatch.setattr(ChunkArrays, "_pinned_array", lambda self, shape, dtype: np.full(shape, 9, dtype))
     monkeypatch.setattr("landmark_batch.kernels.picture.makes_pictures", lambda height, width: (height, width) == (18, 32))
     spec = StoreSpec(8, 18, 32, (OutputSpec("rgb", "uint8", 3),))
-    pipeline = FramePipeline(spec, overlap=False, pinned=True, files=False, pictures=PictureOrder("/", "m", "city", "{frame}", 0))
+    makers = PictureMakers(PictureOrder("/", "m", "city", "{frame}", 0), (18, 32), PngLibrary(prebuilt=tmp_path))
+    pipeline = FramePipeline(spec, overlap=False, pinned=True, files=False, makers=makers)
     asked: list[int] = []
     frames = ((number, Begun(number, asked, refused)) for number in range(4))
     with pipeline.fill(4, frames, defaultdict(float), Counter()) as filled:  # type: ignore[arg-type]
         assert filled.streams is not None
-        made = [HEAD.unpack(stream[: HEAD.size].tobytes())[0] for stream in filled.streams]
+        made = [HEAD.unpack(stream[: HEAD.size].tobytes())[0] for stream in filled.streams.arrays]
         assert [int(pixels[0, 0, 0]) for pixels in filled.pixels["rgb"]] == [0, 1, 2, 3]
     assert asked == ([0, 1, 2, 3] if refused < 0 else [0, 1])
     assert [bool(length) for length in made] == [number in asked and number != refused for number in range(4)]

@@ -16,8 +16,12 @@ from landmark_batch.frames.export_images import ImageExporter
 from landmark_batch.frames.image_files import KEY, read_label
 from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.pictures import order_pictures, withdraw
+from landmark_batch.frames.png import encode_png
 from landmark_batch.frames.staged_frames import StagedFrames
 from landmark_batch.frames.store_source import open_source
+from landmark_batch.kernels.png import PngLibrary, packer
+from landmark_batch.workflows import picture_makers
+from landmark_batch.workflows import session as session_module
 from tests.workflows.processes import until
 from tests.workflows.test_pipeline import FRAMES, chunk, render_all, session_of
 
@@ -101,9 +105,14 @@ def test_processes_encode_what_the_device_writes(tmp_path: Path, gpu_renderer: A
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("maker", ["host", "device"])
 @pytest.mark.parametrize("processes", [True, False])
-def test_pngs_stand_with_their_frames(tmp_path: Path, gpu_renderer: Any, processes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made by the device, written by whoever writes the frame."""
+def test_pngs_stand_with_their_frames(
+    tmp_path: Path, gpu_renderer: Any, processes: bool, maker: str, png_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made by the device or the host, written by whoever writes the frame."""
+    monkeypatch.setattr(picture_makers, "LEISURE", 1e9 if maker == "host" else 0.0)
+    monkeypatch.setattr(session_module, "PngLibrary", lambda: PngLibrary(prebuilt=png_library.parent))
     if processes:
         until(lambda: encoding_processes().ready)
         monkeypatch.delattr(StagedFrames, "_here")
@@ -112,13 +121,20 @@ def test_pngs_stand_with_their_frames(tmp_path: Path, gpu_renderer: Any, process
     order = order_pictures(tmp_path / "png", "city", ImageSettings())
     assert order is not None
     with session_of(tmp_path, WithNaN(gpu_renderer), device="cuda", pictures=order) as (session, store):
+        makers = session._pipeline._makers
+        assert makers is not None
+        until(lambda: makers.streams(np.zeros((1, 64), np.uint8)).compiled is not None)
         _, threads = render_all(session, [chunk(first) for first in range(0, FRAMES, 4)])
         for thread in threads:
             thread.join()
     withdraw(order)
     shown = [np.asarray(Image.open(order.path(frame))) for frame in range(FRAMES)]
     for frame in range(FRAMES):
-        np.testing.assert_array_equal(shown[frame], store.read("rgb", frame))
+        pixels = store.read("rgb", frame)
+        np.testing.assert_array_equal(shown[frame], pixels)
+        text = read_label(order.path(frame), "png")
+        by_host = encode_png(pixels, text, packer=packer(png_library))
+        assert (order.path(frame).read_bytes() == by_host) == (maker == "host")
     with ImageExporter(open_source(store.path), tmp_path / "png") as exporter:
         keys = {read_label(order.path(frame), "png")[KEY] for frame in range(FRAMES)}
         digests = [found["rgb"] for found in exporter.source.finished().values()]
