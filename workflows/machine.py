@@ -17,6 +17,7 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.job import ParallelSection
 from landmark_batch.kernels.torch_build import torch_build
 from landmark_batch.parallel.shape import GroupShape, check_worker_count
+from landmark_batch.workflows.cuda_driver import driver_gpus
 
 MEMORY_SHARE = 0.8  # of the machine's memory that workers may plan to use
 
@@ -78,11 +79,11 @@ class Placement:
 def describe_machine(root: Path = Path("/"), *, renders: bool = True) -> Machine:
     """Look at this machine. root: where /dev, /proc and /sys stand (tests put others there). renders: False leaves its GPUs out.
 
-    Torch is imported only where it may find a GPU: its import takes seconds.
+    Torch is imported only where it may find a GPU that the driver does not tell of: its import takes seconds.
     """
     torch = torch_build()
     has_gpus = torch.cuda is not None or torch.hip is not None
-    gpus, trouble = _torch_gpus() if renders and has_gpus and _may_have_gpus(root) else ((), None)
+    gpus, trouble = _usable_gpus(torch.cuda) if renders and has_gpus and _may_have_gpus(root) else ((), None)
     present = gpus_present(root) if renders else 0
     problem = None
     if present and not gpus and not _hidden():
@@ -241,8 +242,14 @@ def _gpus(count: int) -> str:
     return f"{count} GPU{'s' * (count != 1)}"
 
 
+def _usable_gpus(cuda: str | None) -> tuple[tuple[Gpu, ...], str | None]:
+    """GPUs torch can use, and what it complained about. cuda: release it was built with."""
+    told = driver_gpus(cuda) if cuda is not None else None
+    return _torch_gpus() if told is None else (tuple(Gpu(number, *gpu) for number, gpu in enumerate(told)), None)
+
+
 def _torch_gpus() -> tuple[tuple[Gpu, ...], str | None]:
-    """GPUs torch can use, and what it complained about."""
+    """The same, asking torch."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:

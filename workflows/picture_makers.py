@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from landmark_batch.frames.pictures import HEAD, PictureOrder, Streams, by_host, none_yet
 from landmark_batch.frames.staged_frames import writing_threads
 from landmark_batch.kernels.png import PngLibrary
+
+if TYPE_CHECKING:
+    from landmark_batch.model.runtime import KernelSource
 
 LEISURE = 1.0  # of the threads that encode: with fewer frames among them the host makes the next PNG
 
@@ -62,3 +66,14 @@ class PictureMakers:
         from landmark_batch.kernels.picture import makes_pictures
 
         return not self._refused and makes_pictures(*self._size)
+
+
+def picture_makers(asked: Mapping[str, Any] | None, size: tuple[int, int], kernels: KernelSource | None) -> PictureMakers | None:
+    """For the PNGs that a run's snapshot asks for. None where it asks for none, or this process does not see their folder.
+
+    kernels: where compiled code is; None: the usual place.
+    """
+    order = None if asked is None else PictureOrder(**asked)
+    if order is None or not order.is_seen:
+        return None
+    return PictureMakers(order, size, PngLibrary() if kernels is None else kernels.png_library())

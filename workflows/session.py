@@ -19,15 +19,13 @@ from landmark_batch.chunks import format_frame_ranges
 from landmark_batch.errors import CameraError, ConfigError, LandmarkError
 from landmark_batch.frames.fingerprint import frame_fingerprint
 from landmark_batch.frames.jpegxl import require_compressor
-from landmark_batch.frames.pictures import PictureOrder
 from landmark_batch.frames.writer import FrameWriter, PendingCommit
-from landmark_batch.kernels.png import PngLibrary
 from landmark_batch.object_path import ObjectPath, StorePath
 from landmark_batch.workflows.ahead import GROUP_AHEAD, Cameras, FramesAhead, Turns, frames_ahead
 from landmark_batch.workflows.in_hand import frames_at_once, most_at_once
 from landmark_batch.workflows.opened import OpenedRun, open_snapshot, open_timeline
 from landmark_batch.workflows.order import PAUSE_FILE, STOP_FILE, is_set
-from landmark_batch.workflows.picture_makers import PictureMakers
+from landmark_batch.workflows.picture_makers import picture_makers
 from landmark_batch.workflows.pipeline import FramePipeline
 from landmark_batch.workflows.ranges import COMMIT, mark, on_track, span
 from landmark_batch.workflows.renderers import CLOSED, FrameRenderer, RenderedFrame, device_of, open_renderer, route_of
@@ -329,11 +327,7 @@ def pipeline_of(opened: OpenedRun, device: str, kernels: KernelSource | None) ->
     """For a run's frames from this kind of device, with memory that it begins to take beside the caller."""
     job, spec = opened.snapshot.render_job(), opened.store.spec
     files = spec.frames_per_shard == 1 and not isinstance(opened.store.path, ObjectPath)
-    makers = None
-    if device == "cuda" and files and opened.snapshot.pictures is not None:
-        asked = PictureOrder(**opened.snapshot.pictures)
-        if asked.is_seen:
-            makers = PictureMakers(asked, (spec.height, spec.width), PngLibrary() if kernels is None else kernels.png_library())
+    makers = picture_makers(opened.snapshot.pictures, (spec.height, spec.width), kernels) if device == "cuda" and files else None
     pipeline = FramePipeline(spec, overlap=job.parallel.overlap, pinned=device == "cuda", files=files, makers=makers)
     pipeline.prepare(frames_at_once(job.output.chunk_frames, device, spec))
     return pipeline

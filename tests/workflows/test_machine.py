@@ -47,6 +47,7 @@ def test_gpus_that_torch_cannot_see_are_found_by_their_files(tmp_path: Path, mon
 
 
 def test_a_client_of_a_cluster_does_not_ask_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "driver_gpus", lambda cuda: pytest.fail("the driver was asked"))
     monkeypatch.setattr(machines, "_torch_gpus", lambda: pytest.fail("torch was asked"))
     monkeypatch.setattr(machines, "torch_build", lambda: replace(torch_build(), cuda="13.0"))
     (tmp_path / "dev").mkdir()
@@ -54,11 +55,15 @@ def test_a_client_of_a_cluster_does_not_ask_for_gpus(tmp_path: Path, monkeypatch
     found = describe_machine(tmp_path, renders=False)
     assert (found.gpus, found.gpus_present, found.gpu_problem, found.torch_cuda) == ((), 0, None, "13.0")
     assert describe_machine(tmp_path / "none").gpus == (), "where no driver is there is no GPU to ask for"
+    monkeypatch.setattr(machines, "driver_gpus", lambda cuda: None)
     monkeypatch.setattr(machines, "_torch_gpus", lambda: ((Gpu(0, "H100", 80 * GIB),), None))
     for name in ("nvidia0", "dxg", "kfd", "nvidiactl"):
         (tmp_path / name / "dev").mkdir(parents=True)
         (tmp_path / name / "dev" / name).touch()
         assert describe_machine(tmp_path / name).gpus == (Gpu(0, "H100", 80 * GIB),)
+    monkeypatch.setattr(machines, "driver_gpus", lambda cuda: (("H200", 140 * GIB), ("T4", 16 * GIB)) if cuda == "13.0" else None)
+    monkeypatch.setattr(machines, "_torch_gpus", lambda: pytest.fail("torch was asked"))
+    assert describe_machine(tmp_path / "dxg").gpus == (Gpu(0, "H200", 140 * GIB), Gpu(1, "T4", 16 * GIB))
 
 
 def test_limits_of_a_container_count(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from landmark_batch.frames import staged_frames
-from landmark_batch.frames.pictures import HEAD, PictureOrder, Streams
+from landmark_batch.frames.image_settings import ImageSettings
+from landmark_batch.frames.pictures import HEAD, PictureOrder, Streams, order_pictures, withdraw
 from landmark_batch.frames.staged_frames import WritingThreads
 from landmark_batch.kernels.png import PngLibrary
-from landmark_batch.workflows.picture_makers import LEISURE, PictureMakers
+from landmark_batch.workflows.picture_makers import LEISURE, PictureMakers, picture_makers
 from tests.workflows.processes import until
 
 ORDER = PictureOrder("/", "m", "city", "{frame}", 0)
@@ -64,6 +65,15 @@ def test_the_host_makes_pngs_while_it_has_time_left(threads: WritingThreads, png
     assert makers.ask(streams, 2) is None
     assert heads(streams) == [(0, 0, 0, 1), (0, 0, 0, 0), (0, 0, 0, 1)]
     makers.close()
+
+
+def test_nothing_is_made_where_nobody_asks_or_the_folder_is_not_seen(tmp_path: Path) -> None:
+    order = order_pictures(tmp_path / "png", "city", ImageSettings())
+    assert order is not None
+    assert isinstance(picture_makers(order.as_dict(), (18, 32), None), PictureMakers)
+    assert picture_makers(None, (18, 32), None) is None
+    withdraw(order)
+    assert picture_makers(order.as_dict(), (18, 32), None) is None
 
 
 @pytest.mark.usefixtures("threads")

@@ -21,7 +21,6 @@ from landmark_batch.frames.staged_frames import StagedFrames
 from landmark_batch.frames.store_source import open_source
 from landmark_batch.kernels.png import PngLibrary, packer
 from landmark_batch.workflows import picture_makers
-from landmark_batch.workflows import session as session_module
 from tests.workflows.processes import until
 from tests.workflows.test_pipeline import FRAMES, chunk, render_all, session_of
 
@@ -112,7 +111,7 @@ def test_pngs_stand_with_their_frames(
 ) -> None:
     """Made by the device or the host, written by whoever writes the frame."""
     monkeypatch.setattr(picture_makers, "LEISURE", 1e9 if maker == "host" else 0.0)
-    monkeypatch.setattr(session_module, "PngLibrary", lambda: PngLibrary(prebuilt=png_library.parent))
+    monkeypatch.setattr(picture_makers, "PngLibrary", lambda: PngLibrary(prebuilt=png_library.parent))
     if processes:
         until(lambda: encoding_processes().ready)
         monkeypatch.delattr(StagedFrames, "_here")
