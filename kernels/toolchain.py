@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cuda_driver import driver_gpus
 from .torch_build import torch_build
 
 CXX_NAMES = ("c++", "g++", "clang++")
@@ -99,13 +100,24 @@ def torch_libraries() -> Path:
 
 
 def visible_architectures() -> tuple[str, ...]:
-    """Architectures of the GPUs torch sees ('90a', '100', ...); of a library for any machine if it sees none."""
+    """Architectures of the GPUs torch sees ('90a', '100', ...); of a library for any machine if it sees none. Imports torch only where the
+    driver does not tell.
+    """
+    cuda = torch_build().cuda
+    told = driver_gpus(cuda) if cuda is not None else None
+    found = _capabilities() if told is None else {gpu.capability for gpu in told}
+    if not found:
+        return ARCHITECTURES
+    return tuple("90a" if capability == (9, 0) else f"{capability[0]}{capability[1]}" for capability in sorted(found))
+
+
+def _capabilities() -> set[tuple[int, int]]:
+    """Of the GPUs that torch sees."""
     import torch
 
     if not torch.cuda.is_available():
-        return ARCHITECTURES
-    found = {torch.cuda.get_device_capability(ordinal) for ordinal in range(torch.cuda.device_count())}
-    return tuple("90a" if capability == (9, 0) else f"{capability[0]}{capability[1]}" for capability in sorted(found))
+        return set()
+    return {torch.cuda.get_device_capability(ordinal) for ordinal in range(torch.cuda.device_count())}
 
 
 def is_x86() -> bool:

@@ -151,13 +151,13 @@ class JobBench:
 
     def _tell_memory(self, plain: JobRun) -> None:
         watch = plain.watch
-        told = ", ".join(f"{usage.done}: {usage.rss[1] / 2**20:.0f}" for usage in watch.at)
+        told = ", ".join(f"{usage.done}: {usage.memory[1] / 2**20:.0f}" for usage in watch.at)
         self.found.add(PART, "memory of all workers, largest", watch.peak / 2**20, "MiB", f"when so many frames stood: {told}")
-        mine = [usage.rss[0] / 2**20 for usage in watch.at]
+        mine = [usage.memory[0] / 2**20 for usage in watch.at]
         if mine:
             self.found.add(PART, "memory of this process (client, scheduler, driver)", mine[-1], "MiB", f"{mine[0]:.0f} at the first frame")
-        if len(watch.at) > 1 and watch.at[1].rss[1]:
-            self.found.bar("memory of workers, end / a quarter of the run", watch.at[-1].rss[1] / watch.at[1].rss[1], FLAT_BAR)
+        if len(watch.at) > 1 and watch.at[1].memory[1]:
+            self.found.bar("memory of workers, end / a quarter of the run", watch.at[-1].memory[1] / watch.at[1].memory[1], FLAT_BAR)
 
     def _tell_disk(self, bare: float, plain: JobRun) -> None:
         found = self.found

@@ -87,11 +87,11 @@ def _run(request: RenderRequest, seconds: float, chunk: int, found: Findings, ma
     theirs = watch.at[-1].cpu[1] - watch.at[0].cpu[1]
     found.add(PART, "CPU of workers, pixels and files included", 100 * theirs / cost.rendering, "%", f"of rendering; {theirs:.2f} s")
     for name, which in (("client, scheduler and driver", 0), ("workers", 1)):
-        told = ", ".join(f"{usage.done:,}: {usage.rss[which] / 2**20:.0f}" for usage in watch.at)
-        found.add(PART, f"memory of {name}", watch.at[-1].rss[which] / 2**20, "MiB", f"when so many frames stood: {told}")
+        told = ", ".join(f"{usage.done:,}: {usage.memory[which] / 2**20:.0f}" for usage in watch.at)
+        found.add(PART, f"memory of {name}", watch.at[-1].memory[which] / 2**20, "MiB", f"when so many frames stood: {told}")
     found.bar("scheduling, ledger, progress: workers wait / rendering", cost.scheduling_share, SCHEDULING_BAR)
     found.bar("CPU of client, scheduler and driver / rendering", cpu, SCHEDULING_BAR)
-    found.bar("memory of client and scheduler, end / a quarter of the run", watch.at[-1].rss[0] / watch.at[1].rss[0], FLAT_BAR)
+    found.bar("memory of client and scheduler, end / a quarter of the run", watch.at[-1].memory[0] / watch.at[1].memory[0], FLAT_BAR)
 
 
 def _tell_cost(cost: SchedulingCost, found: Findings, note: str, frames: int) -> None:

@@ -12,6 +12,7 @@ from typing import Self
 import psutil
 
 from landmark_batch.events import ChunkDone, ChunkStarted, Event
+from landmark_batch.workflows.machine import resident_memory
 
 QUARTERS = 4
 _CHILDREN_TURNS = (
@@ -23,12 +24,12 @@ _CHILDREN_TURNS = (
 class Usage:
     """At one moment. client: this process (scheduler, client and driver of a job on this machine), workers: all processes it started.
 
-    cpu: seconds since they began, rss: bytes; (client, workers).
+    cpu: seconds since they began; memory: bytes as `resident_memory` counts them; (client, workers).
     """
 
     done: int
     cpu: tuple[float, float]
-    rss: tuple[int, int]
+    memory: tuple[int, int]
 
 
 class UsageWatch:
@@ -92,9 +93,9 @@ def _children(process: psutil.Process) -> Sequence[psutil.Process]:
 
 def _taken(processes: Sequence[psutil.Process]) -> tuple[float, int]:
     """(CPU seconds, resident bytes) of processes together; of those that have just ended nothing."""
-    cpu, rss = 0.0, 0
+    cpu, memory = 0.0, 0
     for process in processes:
         with suppress(psutil.Error):
             times = process.cpu_times()
-            cpu, rss = cpu + times.user + times.system, rss + process.memory_info().rss
-    return cpu, rss
+            cpu, memory = cpu + times.user + times.system, memory + resident_memory(process)
+    return cpu, memory

@@ -15,9 +15,9 @@ import psutil
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import ParallelSection
+from landmark_batch.kernels.cuda_driver import driver_gpus
 from landmark_batch.kernels.torch_build import torch_build
 from landmark_batch.parallel.shape import GroupShape, check_worker_count
-from landmark_batch.workflows.cuda_driver import driver_gpus
 
 MEMORY_SHARE = 0.8  # of the machine's memory that workers may plan to use
 
@@ -121,6 +121,12 @@ def usable_memory(root: Path = Path("/")) -> int:
         return total if text == "max" else min(total, int(text))
     except (OSError, ValueError):
         return total
+
+
+def resident_memory(process: psutil.Process) -> int:
+    """Bytes of memory that a process holds, what n processes share counting 1/n in each, where the system says so. Raises psutil.Error."""
+    held = process.memory_full_info()
+    return int(getattr(held, "pss", held.rss))
 
 
 def memory_of_worker(parallel: ParallelSection, machine: Machine, device: str) -> tuple[int, int]:
@@ -245,7 +251,7 @@ def _gpus(count: int) -> str:
 def _usable_gpus(cuda: str | None) -> tuple[tuple[Gpu, ...], str | None]:
     """GPUs torch can use, and what it complained about. cuda: release it was built with."""
     told = driver_gpus(cuda) if cuda is not None else None
-    return _torch_gpus() if told is None else (tuple(Gpu(number, *gpu) for number, gpu in enumerate(told)), None)
+    return _torch_gpus() if told is None else (tuple(Gpu(number, gpu.name, gpu.memory) for number, gpu in enumerate(told)), None)
 
 
 def _torch_gpus() -> tuple[tuple[Gpu, ...], str | None]:

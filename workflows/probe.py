@@ -25,7 +25,7 @@ from landmark_batch.events import ChunkDone, Event, Preparing
 from landmark_batch.frames.store import FrameStore
 from landmark_batch.workflows.costs import fit_costs
 from landmark_batch.workflows.in_hand import CHUNKS
-from landmark_batch.workflows.machine import Machine, group_shape
+from landmark_batch.workflows.machine import Machine, group_shape, resident_memory
 from landmark_batch.workflows.plan import worker_memory
 from landmark_batch.workflows.probed import Probe
 from landmark_batch.workflows.render_plan import RenderPlan
@@ -273,7 +273,7 @@ def _tree_memory() -> int:
     total = 0
     for process in (me, *me.children(recursive=True)):
         with suppress(psutil.Error):
-            total += int(process.memory_info().rss)
+            total += resident_memory(process)
     return total
 
 

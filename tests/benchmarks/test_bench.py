@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from landmark_batch.commands.bench import _launch
@@ -24,7 +27,7 @@ from landmark_batch.workflows.bench_report import BenchBar, BenchReport, Finding
 from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
 from landmark_batch.workflows.bench_start import StandingCluster
 from landmark_batch.workflows.bench_usage import UsageWatch
-from landmark_batch.workflows.machine import Placement, describe_machine
+from landmark_batch.workflows.machine import Placement, describe_machine, resident_memory
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.simulated import scheduling_cost
 from tests.workflows.conftest import _own_cache, inline, make_job, scene_dir
@@ -160,8 +163,33 @@ def test_usage_is_kept_at_every_quarter() -> None:
             watch(ChunkStarted(f"{first}", "w0"))
             watch(ChunkDone(f"{first}", (first, first + 1), "w0", 0, 0.1, {}, {}))
     assert [usage.done for usage in watch.at] == [0, 2, 4, 6, 8]
-    assert all(usage.rss[0] > 2**20 for usage in watch.at)
+    assert all(usage.memory[0] > 2**20 for usage in watch.at)
     assert watch.chunks == 4 and watch.client_cpu >= 0
+
+
+READER = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as file:
+    held = mmap.mmap(file.fileno(), 0)
+    assert sum(held[:: mmap.PAGESIZE]) > 0  # every page is in this process now
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
+    size, file = 64 * 2**20, tmp_path / "shared"
+    file.write_bytes(b"x" * size)
+    command = [sys.executable, "-c", READER, str(file)]
+    with ExitStack() as stack:
+        others = [stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) for _ in range(3)]
+        for other in others:
+            assert other.stdout is not None and other.stdout.readline() == b"there\n"
+        held = [psutil.Process(other.pid) for other in others]
+        assert sum(process.memory_info().rss for process in held) > 3 * size
+        assert size < sum(map(resident_memory, held)) < 2 * size
+        for other in others:
+            other.communicate()
 
 
 def test_a_command_is_timed_with_its_log(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from landmark_batch.errors import ConfigError
 from landmark_batch.job import ParallelSection
+from landmark_batch.kernels.cuda_driver import DriverGpu
 from landmark_batch.kernels.torch_build import torch_build
 from landmark_batch.workflows import machine as machines
 from landmark_batch.workflows.machine import Gpu, Machine, choose_device, describe_machine, place_workers, usable_cores, usable_memory
@@ -61,7 +62,11 @@ def test_a_client_of_a_cluster_does_not_ask_for_gpus(tmp_path: Path, monkeypatch
         (tmp_path / name / "dev").mkdir(parents=True)
         (tmp_path / name / "dev" / name).touch()
         assert describe_machine(tmp_path / name).gpus == (Gpu(0, "H100", 80 * GIB),)
-    monkeypatch.setattr(machines, "driver_gpus", lambda cuda: (("H200", 140 * GIB), ("T4", 16 * GIB)) if cuda == "13.0" else None)
+    monkeypatch.setattr(
+        machines,
+        "driver_gpus",
+        lambda cuda: (DriverGpu("H200", 140 * GIB, (9, 0)), DriverGpu("T4", 16 * GIB, (7, 5))) if cuda == "13.0" else None,
+    )
     monkeypatch.setattr(machines, "_torch_gpus", lambda: pytest.fail("torch was asked"))
     assert describe_machine(tmp_path / "dxg").gpus == (Gpu(0, "H200", 140 * GIB), Gpu(1, "T4", 16 * GIB))
 
