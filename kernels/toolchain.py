@@ -100,7 +100,7 @@ def torch_libraries() -> Path:
 
 
 def visible_architectures() -> tuple[str, ...]:
-    """Architectures of the GPUs torch sees ('90a', '100', ...); of a library for any machine if it sees none. Imports torch only where the
+    """Architectures of the visible GPUs ('90a', '100', ...); of a library for any machine if there are none. Imports torch only where the
     driver does not tell.
     """
     cuda = torch_build().cuda

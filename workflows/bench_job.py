@@ -13,7 +13,7 @@ from pathlib import Path
 
 from landmark_batch.events import ChunkStarted, Event
 from landmark_batch.frames.store import FrameStore
-from landmark_batch.job import RenderJob
+from landmark_batch.job import ImagesSection, RenderJob
 from landmark_batch.object_path import StorePath
 from landmark_batch.workflows.bench_report import Findings
 from landmark_batch.workflows.bench_usage import UsageWatch
@@ -91,7 +91,8 @@ class JobBench:
         store = (folder or self.folder) / f"bench-{name}.zarr"
         output = self.job.output.model_copy(update={"store": store})
         changed = {"overlap": overlap, **({} if workers is None else {"workers": workers, "gpus": None})}
-        return self.job.model_copy(update={"output": output, "parallel": self.job.parallel.model_copy(update=changed)})
+        parallel = self.job.parallel.model_copy(update=changed)
+        return self.job.model_copy(update={"output": output, "parallel": parallel, "images": ImagesSection()})  # PNGs, beside the store
 
     def _run(self, what: str, job: RenderJob, *, images: bool = False) -> JobRun:
         wanted = self.request.wanted
@@ -206,8 +207,7 @@ class JobBench:
 
 def _last_image(made: ExportResult) -> float:
     """When the last one got its name, by time.time(): a rename changes a file's status."""
-    files = (path for report in made.images for path in report.folder.iterdir() if path.suffix == ".png")
-    return max((path.stat().st_ctime for path in files), default=0.0)
+    return max(path.stat().st_ctime for report in made.images for path in report.folder.rglob("*.png"))
 
 
 def _abort(sessions: Sequence[ExportSession]) -> None:

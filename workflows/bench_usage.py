@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from landmark_batch.events import ChunkDone, ChunkStarted, Event
 from landmark_batch.workflows.machine import resident_memory
 
 QUARTERS = 4
+LOOK_SHARE = 0.02  # of its time that the thread looks, at most
 _CHILDREN_TURNS = (
     20  # looks at processes between two at which of them there are: that reads all of the machine's, and counts as the client's
 )
@@ -77,12 +79,14 @@ class UsageWatch:
         return Usage(self._done, (mine[0], theirs[0]), (mine[1], theirs[1]))
 
     def _watch(self) -> None:
-        turn = 0
-        while not self._over.wait(self._every):
+        turn, pause = 0, self._every
+        while not self._over.wait(pause):
+            began = time.perf_counter()
             if turn % _CHILDREN_TURNS == 0:
                 self._children = _children(self._process)
             turn += 1
             self.peak = max(self.peak, _taken(self._children)[1])
+            pause = max(self._every, (time.perf_counter() - began) / LOOK_SHARE)
 
 
 def _children(process: psutil.Process) -> Sequence[psutil.Process]:

@@ -23,7 +23,7 @@ LEISURE = 1.0  # of the threads that encode: with fewer frames among them the ho
 class PictureMakers:
     """For the frames of one pipeline. order: PNGs that an export asks for. size: height and width. library: for those of the host.
 
-    A PNG that nobody could make is left to the export.
+    A PNG that nobody could make is left to the export. Without overlap frames are encoded after all are rendered, and the host makes all.
     """
 
     def __init__(self, order: PictureOrder, size: tuple[int, int], library: PngLibrary) -> None:

@@ -39,7 +39,8 @@ IN_PLACE = 4  # windows at a place, on a CPU; on a GPU as many frames as the job
 RAYS = 2**17  # of a window, where a frame has as many: what a chunk costs beside its rays is then little
 SMALL = 64  # rows of a frame that is not worth being cut
 CROWDED = 0.1  # share of frames that need more blocks than there are slots, from which on they are looked at whole
-LOOK_SECONDS = 0.2  # between two looks at the memory that workers hold
+LOOK_SECONDS = 0.2  # between two looks at the memory that workers hold, and more where a look takes more than
+LOOK_SHARE = 0.05  # of that time
 _STAGES = {"cpu": ("render", "wait"), "cuda": ("render", "quantise", "wait")}  # of a chunk, that keep its worker from the next one
 _COLD = {
     "cpu": 1,
@@ -253,8 +254,11 @@ def _watched_memory(gpus: Sequence[int]) -> Iterator[_Held]:
     look_at_gpus = _gpu_looker(gpus)
 
     def watch() -> None:
-        while not over.wait(LOOK_SECONDS):
+        pause = LOOK_SECONDS
+        while not over.wait(pause):
+            began = time.perf_counter()
             held.host = max(held.host, _tree_memory())
+            pause = max(LOOK_SECONDS, (time.perf_counter() - began) / LOOK_SHARE)
             if gpus:
                 held.gpu = max(held.gpu or 0, look_at_gpus())
 

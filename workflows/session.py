@@ -113,14 +113,13 @@ class RenderSession:
         timeline = open_timeline(snapshot, worker)
         device = device_of(snapshot.renderer, snapshot.device)
         pipeline = pipeline_of(opened, device, kernels)  # before the scene is read
-        renderer, device = open_renderer(
-            snapshot.renderer,
-            snapshot.render_job(),
-            device,
-            snapshot.threads,
-            kernels=kernels,
-            route=lambda: route_of(folder),
-        )
+        with ExitStack() as stack:
+            stack.callback(pipeline.close)
+            job = snapshot.render_job()
+            renderer, device = open_renderer(
+                snapshot.renderer, job, device, snapshot.threads, kernels=kernels, route=lambda: route_of(folder)
+            )
+            stack.pop_all()
         logger.info("run %s opened in %.1f s on %s", snapshot.run, time.perf_counter() - started, device)
         return cls(folder, opened, renderer, worker=worker, device=device, timeline=timeline, pipeline=pipeline)
 

@@ -112,9 +112,9 @@ def _cache() -> Path:
 
 
 def _here() -> tuple[str, ...]:
-    import torch
+    from landmark_batch.workflows.machine import describe_machine
 
-    return ("cpu", "png", "cuda") if torch.cuda.is_available() else ("cpu", "png")
+    return ("cpu", "png", "cuda") if describe_machine().gpus else ("cpu", "png")
 
 
 class _Bar:

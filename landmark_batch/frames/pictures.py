@@ -87,17 +87,17 @@ class Picture(NamedTuple):
 
     order: PictureOrder
     frame: int
-    compiled: Path | None = None
+    compiled: Path | None
 
 
 class Streams(NamedTuple):
     """Of pictures: [n, bytes], a frame's as `png_stream` leaves it, or as `none_yet` or `by_host` do. compiled: code (of `PngLibrary`)
-    that makes PNGs where the host is asked for them.
+    that makes PNGs where the host is asked for them; ISA-L does where it cannot be loaded.
     """
 
     order: PictureOrder
     arrays: NDArray[np.uint8]
-    compiled: Path | None = None
+    compiled: Path | None
 
 
 def can_be_ordered(store: StorePath, spec: StoreSpec, settings: ImageSettings) -> bool:
@@ -160,8 +160,7 @@ def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8], pixe
     meets it.
     """
     length, checksum, overfull, host = HEAD.unpack(stream[: HEAD.size].tobytes())
-    compiled = packer(picture.compiled) if host else None
-    if not picture.order.is_seen or (compiled is None and (not length or overfull)):
+    if not picture.order.is_seen or (not host and (not length or overfull)):
         return None
     try:
         path, label = picture.order.path(picture.frame), picture.order.label(picture.frame, digest)
@@ -172,8 +171,8 @@ def write_picture(picture: Picture, digest: str, stream: NDArray[np.uint8], pixe
             return None
         make_folder(path.parent)
         with aside(path) as temporary, temporary.open("wb") as file:
-            if compiled is not None:
-                write_png(file, pixels, label.text(), packer=compiled)
+            if host:
+                write_png(file, pixels, label.text(), packer=packer(picture.compiled))
             else:
                 height, width = pixels.shape[:2]
                 write_png_stream(file, height, width, stream[HEAD.size : HEAD.size + length].data, checksum, label.text())

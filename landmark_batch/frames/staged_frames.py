@@ -37,9 +37,9 @@ class WritingThreads:
 
     def submit(self, work: Callable[[str, int], T], name: str, position: int) -> Future[T]:
         """As of an executor."""
+        job = self._pool.submit(work, name, position)
         with self._lock:
             self.given += 1  # until it is done, or cancelled
-        job = self._pool.submit(work, name, position)
         job.add_done_callback(self._done)
         return job
 

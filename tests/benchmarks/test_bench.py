@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,19 +19,25 @@ from landmark_batch.commands.bench import _launch
 from landmark_batch.commands.job_source import parse_gpus
 from landmark_batch.errors import ConfigError, GroupError
 from landmark_batch.events import ChunkDone, ChunkStarted
+from landmark_batch.frames.export_images import ImageExporter
+from landmark_batch.frames.image_settings import ImageSettings
 from landmark_batch.frames.store import FrameStore
-from landmark_batch.job import RenderJob, load_job
+from landmark_batch.frames.store_source import open_source
+from landmark_batch.job import ImagesSection, RenderJob, load_job
 from landmark_batch.workflows.bench import run_bench
 from landmark_batch.workflows.bench_commands import TimedCommand, start_up, time_command
-from landmark_batch.workflows.bench_job import disk_rate
+from landmark_batch.workflows.bench_job import _last_image, disk_rate
 from landmark_batch.workflows.bench_report import BenchBar, BenchReport, Findings
 from landmark_batch.workflows.bench_scale import LEFT_OUT, bench_scheduling
 from landmark_batch.workflows.bench_start import StandingCluster
 from landmark_batch.workflows.bench_usage import UsageWatch
+from landmark_batch.workflows.export_session import ExportResult
 from landmark_batch.workflows.machine import Placement, describe_machine, resident_memory
 from landmark_batch.workflows.result import RenderResult
 from landmark_batch.workflows.simulated import scheduling_cost
+from tests.frames.export_sources import pictures, write_store
 from tests.workflows.conftest import _own_cache, inline, make_job, scene_dir
+from tests.workflows.processes import until
 
 __all__ = ["_own_cache", "inline", "make_job", "scene_dir"]  # fixtures
 
@@ -58,14 +65,16 @@ def run_python(program: str) -> Callable[[Sequence[str], Path], int]:
 @pytest.mark.usefixtures("inline")
 def test_rendering_writing_and_exports_in_one_table(make_job: MakeJob, tmp_path: Path, lines: list[str]) -> None:
     folder = tmp_path / "bench"
-    report = run_bench(folder, make_job(), frames=4, parts=("render", "write", "export"), tell=lines.append)
+    images = ImagesSection(dir=tmp_path / "mine", format="jpeg", pattern="{output}/{frame:05d}.{ext}")  # the bench makes plain PNGs
+    job = make_job().model_copy(update={"images": images})
+    report = run_bench(folder, job, frames=4, parts=("render", "write", "export"), tell=lines.append)
     figures = {row.what.strip(): row.value for row in report.rows}
     told = ("bare renderer", "job", "job with PNG export beside it", "job, overlap off", "overlap on / off", "the job wrote")
     for what in (*told, "store writing", "store reading", "images, png", "film, libx264"):
         assert figures[what] > 0
     assert figures["frames that overlap changes"] == 0
     assert len(list((tmp_path / "bench").glob("bench-images*/**/*.png"))) == 4
-    assert report.job["frames"] == 4
+    assert not (tmp_path / "mine").exists() and report.job["frames"] == 4
     assert not [bar for bar in report.bars if "rendering" in bar.what]  # promised on GPUs
     assert lines[0] == "bare rendering, 2 frames" and "the job, overlap off, 4 frames" in lines
     assert "bare renderer" in report.describe()
@@ -156,6 +165,20 @@ def test_going_on_with_a_long_flight(tmp_path: Path, make_job: MakeJob) -> None:
     }
 
 
+def test_a_run_with_images_lasts_until_the_last_has_its_name(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "city.zarr", {"rgb": pictures(3)})
+    settings = ImageSettings(pattern="{output}/{frame:03d}.{ext}")
+    with ImageExporter(open_source(store.path), tmp_path / "png", settings) as exporter:
+        report = exporter.export()
+    first, middle, last = (exporter.path(frame) for frame in range(3))
+    before = last.stat().st_ctime
+    until(lambda: time.time() > before + 0.05)
+    middle.rename(middle.with_suffix(".partial"))
+    middle.with_suffix(".partial").rename(middle)
+    found = _last_image(ExportResult((report,), None))
+    assert found == middle.stat().st_ctime > before >= first.stat().st_ctime
+
+
 def test_usage_is_kept_at_every_quarter() -> None:
     with UsageWatch(8, every=0.01) as watch:
         assert watch.client_cpu == 0.0
@@ -181,6 +204,8 @@ def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
     size, file = 64 * 2**20, tmp_path / "shared"
     file.write_bytes(b"x" * size)
     command = [sys.executable, "-c", READER, str(file)]
+    if not hasattr(psutil.Process().memory_full_info(), "pss"):
+        pytest.skip("this system does not say what processes share")
     with ExitStack() as stack:
         others = [stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) for _ in range(3)]
         for other in others:

@@ -118,7 +118,7 @@ struct LmFeatures {
     float* features;     // [count, outputs]
 };
 
-// png_stream: the image data of a PNG of rows of `bytes`, pixels of three. counts and the words of out behind the first four hold zeros.
+// png_stream: the image data of a PNG of rows of `bytes`, pixels of three. counts and out hold zeros; its fourth word stays so.
 struct LmPng {
     const unsigned char* pixels;
     int rows, bytes;
