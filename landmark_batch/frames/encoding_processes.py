@@ -51,8 +51,8 @@ class RemoteEncoder:
         self._array = str(root), name, text
 
     def write(self, place: Place, temporary: Path, picture: tuple[Picture, Place] | None = None) -> Written | None:
-        """Write that frame's file and fsync it, and its PNG aside. Raises OSError. None: none can, or can yet, or one was lost: the file may
-        be there.
+        """Write that frame's file and fsync it, and its PNG aside. Raises OSError. None: none can, or can yet, or one was lost: the file
+        may be there.
         """
         if os.getpid() in _alone:
             return None
