@@ -18,7 +18,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .cache import LOG, build_facts, build_lock, failure_since, is_whole, kernels_dir, key_of, mismatch, publish, remember_failure
+from .cache import (
+    LOG,
+    build_facts,
+    build_lock,
+    failure_since,
+    is_whole,
+    kernels_dir,
+    key_of,
+    mismatch,
+    publish,
+    remember_failure,
+    remove_leftovers,
+    scratch_prefix,
+)
 from .ninja_run import StoppedError, run_ninja
 from .recipe import library_name, write_recipe
 from .toolchain import Toolchain, ToolchainError, find_toolchain, visible_architectures
@@ -210,7 +223,8 @@ class _Plan:
     def run(self, tell: Progress, stop: threading.Event) -> str:
         """Compile and publish. Returns '' or the reason of the failure; the output is in the folder's log. Raises StoppedError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="building-", dir=self.root) as scratch:
+        remove_leftovers(self.root, self.device)
+        with tempfile.TemporaryDirectory(prefix=scratch_prefix(self.device), dir=self.root) as scratch:
             (Path(scratch) / "build.ninja").write_text(self.recipe)
             tell(f"compiling the {self.device} kernels", 0.0)
             try:

@@ -21,6 +21,7 @@ from .torch_build import torch_build
 FACTS = "facts.json"  # beside a library: what it was made of
 LOG = "build.log"
 FAILED = "failed.json"
+LEFT_SECONDS = 3600.0  # after which a folder in which nothing was made is a leftover: a build takes minutes
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,19 @@ def build_lock(root: Path, device: str, waiting: Callable[[], None]) -> Iterator
                 waiting()
                 time.sleep(0.2)
         yield
+
+
+def scratch_prefix(device: str) -> str:
+    """What the names of folders begin with in which a device's library is built."""
+    return f"building-{device}-"
+
+
+def remove_leftovers(root: Path, device: str) -> None:
+    """Remove what builds of processes that died have left, by whoever has the lock; young ones may be another host's, which has its own."""
+    for folder in root.glob(f"{scratch_prefix(device)}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def remember_failure(folder: Path, reason: str) -> None:

@@ -189,6 +189,19 @@ def test_the_library_of_pngs_does_without_torch(compiler: Callable[..., Path], t
         build.load("png")
 
 
+def test_what_a_build_that_died_has_left_goes_with_the_next(compiler: Callable[..., Path], tmp_path: Path) -> None:
+    compiler(GOOD)
+    root = cache.kernels_dir(tmp_path)
+    old, young, others = (root / name for name in ("building-png-a", "building-png-b", "building-cpu-a"))
+    for folder in (old, young, others):
+        folder.mkdir(parents=True)
+        (folder / "half.o").touch()
+    for folder in (old, others):
+        os.utime(folder, (time.time() - 2 * cache.LEFT_SECONDS,) * 2)
+    assert build.build("png", cache_dir=tmp_path).path is not None
+    assert not old.exists() and young.exists() and others.exists()
+
+
 @pytest.mark.parametrize("missing", ["compiler", "ninja", "headers"])
 def test_a_missing_tool_is_named(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if missing == "compiler":
