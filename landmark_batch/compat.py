@@ -150,6 +150,8 @@ def _set_cameras(settings: Mapping[str, Value], values: dict[str, Any], cameras:
     value = settings.get("subfolder")
     subfolder = value if isinstance(value, list) else []
     count = _whole(_text(settings, "pose_num") or "-1", "pose_num")
+    if count == 0 or count < -1:
+        raise ConfigError(f"--pose_num {count}: not a number of frames", remedy="write how many of the first, or -1 for all")
     if not subfolder and count < 1:
         return
     names = _frame_names(path)

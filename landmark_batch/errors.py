@@ -56,6 +56,10 @@ class StoreError(LandmarkError):
     """A frame store is foreign, damaged, of another shape or not writable."""
 
 
+class UnreadableError(StoreError):
+    """This user may not read a file of a store: nothing is known of its pixels."""
+
+
 class StoreBusyError(StoreError):
     """Another job writes this store."""
 

@@ -158,6 +158,9 @@ def test_it_is_not_cut_at_100_frames(config: Path, data: Path) -> None:
     assert job.cameras.frames is None
     assert translate(["--config", str(config), "--dataroot", str(data), "--pose_num", "500"])[0].cameras.frames is None
     assert translate(["--config", str(config), "--dataroot", str(data), "--pose_num", "-1"])[0].cameras.frames is None
+    for none in ("0", "-3"):
+        with pytest.raises(ConfigError, match=f"--pose_num {none}: not a number of frames"):
+            translate(["--config", str(config), "--dataroot", str(data), f"--pose_num={none}"])
 
 
 def test_a_subfolder_chooses_frames(config: Path, data: Path) -> None:

@@ -1,4 +1,4 @@
-"""Refuses jobs whose scene cannot be held by the memory there is, before a worker starts to load it."""
+"""Refuses jobs of which one frame, or the scene, cannot be held by the memory there is, before a worker starts to load it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from landmark_batch.errors import ConfigError
 from landmark_batch.workflows.machine import Machine, Placement
 from landmark_batch.workflows.render_plan import bytes_text
 from landmark_batch.workflows.request import RenderRequest, checkpoint_of
+
+_PIXEL = 20  # bytes: rgb, depth, alpha as they are rendered
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ def scene_memory_of(request: RenderRequest) -> SceneMemory | None:
 
 
 def check_memory(request: RenderRequest, placement: Placement, machine: Machine) -> None:
-    """Raises ConfigError naming scene, bytes needed and bytes there, where the workers of a placement cannot hold the scene.
+    """Raises ConfigError naming bytes needed and bytes there, where the workers of a placement cannot hold one frame each, or the scene.
 
-    Only the scene itself counts, so that nothing is refused that might work; what workers take beside it is in the plan.
+    Only the pixels of a frame and the scene itself count, so that nothing is refused that might work; what workers take beside them is in
+    the plan.
     """
+    _check_frame(request, placement, machine)
     memory = scene_memory_of(request)
     if memory is None:
         return
@@ -64,6 +68,30 @@ def check_memory(request: RenderRequest, placement: Placement, machine: Machine)
             f"{scene}: {placement.workers} worker{'s' * (placement.workers != 1)} of {bytes_text(memory.loading)} each for the scene "
             f"need {bytes_text(need)}, this machine has {bytes_text(machine.memory)}",
             remedy=f"{fewer}{_remedy(request)}",
+        )
+
+
+def _check_frame(request: RenderRequest, placement: Placement, machine: Machine) -> None:
+    if request.renderer.get("kind") != "scene":
+        return
+    floats, stored = _PIXEL * request.pixels, request.spec.bytes_per_frame
+    size = f"cameras.width, height = {request.spec.width}, {request.spec.height}"
+    if placement.device == "cuda":
+        smallest = min(gpu.memory for gpu in machine.gpus if gpu.ordinal in placement.gpus)
+        if floats > smallest:
+            raise ConfigError(
+                f"{size}: the pixels of a frame take {bytes_text(floats)} of a GPU's memory, there are {bytes_text(smallest)}",
+                remedy="render smaller frames (--width)",
+            )
+        floats = 0
+    need = placement.groups * (floats + stored)
+    if need > machine.memory:
+        fitting = machine.memory // (floats + stored)
+        fewer = f"--workers {fitting * placement.group_size} fits; " if fitting and placement.device == "cpu" else ""
+        raise ConfigError(
+            f"{size}: the pixels of a frame take {bytes_text(floats + stored)} for each of {placement.groups} "
+            f"worker{'s' * (placement.groups != 1)}, this machine has {bytes_text(machine.memory)}",
+            remedy=f"{fewer}render smaller frames (--width)",
         )
 
 

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 from typing import Any
 
 from distributed.core import Status
@@ -36,15 +35,9 @@ def die_with_parent() -> None:
 
 
 class HostedProcess(RenderProcess):
-    """A rank that a supervisor or a scheduler process looks after.
-
-    SIGTERM reaches every process of a batch job or a service: only the supervisor answers to it, so that the chunk in hand is
-    finished. Ends with its nanny, however that ends.
-    """
+    """A rank that a supervisor or a scheduler process looks after. Ends with its nanny, however that ends."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         die_with_parent()
         logging.getLogger("distributed").setLevel(logging.WARNING)
         super().__init__(*args, **kwargs)

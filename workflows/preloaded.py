@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import signal
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a batch job's reaches every process; without this one its workers would count as ended
 
 with contextlib.suppress(Exception):  # what cannot be imported here fails in the worker, which has a log to say so in
     import distributed.nanny  # noqa: F401

@@ -77,12 +77,15 @@ def gpu_environment(ordinal: int) -> dict[str, str]:
 class RenderProcess(Worker):  # type: ignore[misc]
     """A Dask worker process that writes its log, and whatever its libraries print, to the job's log file.
 
+    A terminal's Ctrl-C, and SIGTERM of a batch job or a service, reach every process: only the client or supervisor answers to them, so
+    that the chunk in hand is finished.
     log: path of that file, None leaves everything as it is.
     """
 
     def __init__(self, *args: Any, log: str | None = None, **kwargs: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the client's alone decides
+            for word in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(word, signal.SIG_IGN)
         # Semaphores that libraries make from here on (numcodecs does) are unlinked at once, so that killing this process leaks none.
         multiprocessing.set_start_method("fork", force=True)
         if log is not None:

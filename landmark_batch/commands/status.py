@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _RECENT = 600.0  # seconds before the last commit that make its speed
 _CHUNKS = 4  # or as long as so many chunks take
+_PAUSE = 5.0  # seconds without a frame in hand: a job stood still, and the time says nothing of its speed
 _LISTED = 20  # ranges shown before the rest is counted
 
 
@@ -99,7 +101,8 @@ def _worker(record: FrameRecord) -> str:
 
 
 def recent_speed(finished: Mapping[int, FrameRecord]) -> float | None:
-    """Frames a second over the ten minutes before the last commit, or over a few chunks where these take longer; None without a frame.
+    """Frames a second over the ten minutes before the last commit, or over a few chunks where these take longer, since the last pause in
+    which nobody rendered; None without a frame.
 
     A chunk counts from the start of its rendering, so that several workers that commit at the same instant are no burst.
     """
@@ -113,11 +116,22 @@ def recent_speed(finished: Mapping[int, FrameRecord]) -> float | None:
     longest = max(at - start for start, at, _ in spans if at >= last - _RECENT)
     first = last - max(_RECENT, _CHUNKS * longest)
     recent = [(start, at, count) for start, at, count in spans if at > first]
-    begin = max(first, min(start for start, _, _ in recent))
+    begin = max(first, _since_pause(recent, max(_PAUSE, longest)))
+    recent = [(start, at, count) for start, at, count in recent if at > begin]
     if begin >= last:
         return None
     done = sum(count * min(1.0, (at - begin) / (at - start)) if at > start else count for start, at, count in recent)
     return done / (last - begin)
+
+
+def _since_pause(spans: list[tuple[float, float, int]], pause: float) -> float:
+    """When the first of the newest spans begins that no longer pause parts from each other."""
+    begin = end = -math.inf
+    for start, at, _ in sorted(spans):
+        if start - end > pause:
+            begin = start
+        end = max(end, at)
+    return begin
 
 
 def _remembered_damage(store: FrameStore) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any, Self
 from landmark_batch.errors import ConfigError
 from landmark_batch.kernels.png import PngLibrary
 
+from .definition import is_store
 from .depth_range import depth_range
 from .image_files import KEY, OUTPUT, ImageLabel, read_label
 from .image_names import image_paths
@@ -84,6 +85,8 @@ class ImageExporter:
     ) -> None:
         self.source = source
         self.folder = Path(folder)
+        if (inside := next((place for place in (self.folder, *self.folder.absolute().parents) if is_store(place)), None)) is not None:
+            raise ConfigError(f"{self.folder}: images have no place in a frame store ({inside})", remedy="name another folder")
         self.settings = settings or ImageSettings()
         self.notes = tuple(self.settings.check_source(source))
         self.workers = max(1, workers if workers is not None else min(16, len(os.sched_getaffinity(0))))

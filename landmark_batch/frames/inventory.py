@@ -6,7 +6,7 @@ import json
 
 import xxhash
 
-from landmark_batch.errors import StoreError
+from landmark_batch.errors import StoreError, UnreadableError
 from landmark_batch.object_client import ObjectStoreError
 
 from .done import read_done
@@ -16,7 +16,7 @@ from .ledger import LedgerIndex
 from .records import FrameRecord, pixel_digest
 from .saved_settings import settings_file
 from .sealed import DamagedError, read_sealed
-from .store import DECODE_ERRORS, FrameStore
+from .store import DECODE_ERRORS, FrameStore, unreadable
 
 
 def check_metadata(store: FrameStore, index: LedgerIndex | None = None) -> list[str]:
@@ -90,17 +90,21 @@ def _done(store: FrameStore, index: LedgerIndex) -> list[str]:
 
 
 def check_frame(store: FrameStore, record: FrameRecord, output: str) -> str | None:
-    """What is wrong with one output of a recorded frame, None if it decodes to the pixels that were written."""
+    """What is wrong with one output of a recorded frame, None if it decodes to the pixels that were written. Raises UnreadableError where
+    this user may not look at it.
+    """
     file = store.chunk_file(output, record.frame)
     try:
         size = file.stat().st_size
+    except PermissionError as error:
+        raise unreadable(file, error) from error
     except OSError as error:
         return error.strerror or str(error)
     if size != record.sizes[output]:
         return f"is {size} bytes, {record.sizes[output]} were written"
     try:
         pixels = store.read(output, record.frame)
-    except ObjectStoreError:
+    except (ObjectStoreError, UnreadableError):
         raise
     except StoreError as error:
         return str(error.__cause__ or error.message)

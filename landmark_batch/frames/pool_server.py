@@ -17,7 +17,7 @@ from typing import Any
 def main(arguments: Sequence[str]) -> None:
     """nice, sockets (their descriptors, with commas between them), modules to import. Returns when all children have ended."""
     nice, sockets, *modules = arguments
-    for word in (signal.SIGINT, signal.SIGTTOU):  # a terminal's words are for who asks
+    for word in (signal.SIGINT, signal.SIGTERM, signal.SIGTTOU):  # words of a terminal or a batch job are for who asks
         signal.signal(word, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(int(nice))

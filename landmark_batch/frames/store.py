@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landmark_batch.cameras.flight import Flight
-from landmark_batch.errors import StoreError
+from landmark_batch.errors import StoreError, UnreadableError
 from landmark_batch.object_path import StorePath
 
 from .arrays import Array, open_array
@@ -159,19 +159,24 @@ class FrameStore:
         """Pixels of one frame, [H, W] or [H, W, C], in the store's dtype; whether it is recorded is not asked.
 
         into: an array of that shape and dtype, without gaps, that may be written and returned: new memory takes time.
-        Raises StoreError if the frame is outside the flight, not there, or its file is damaged; ConfigError for an unknown output.
+        Raises StoreError if the frame is outside the flight, not there, or its file is damaged; UnreadableError where this user may not
+        read it; ConfigError for an unknown output.
         """
         self.spec.output(output)
         if not 0 <= frame < self.spec.frames:
             raise StoreError(f"{self.path}: frame {frame} is outside the flight of {self.spec.frames} frames")
         file = self.chunk_file(output, frame)
-        if not file.is_file():
-            raise StoreError(f"{file}: {output} of frame {frame} is not there", remedy="`landmark-batch render` renders what is missing")
         try:
+            if not file.is_file():
+                raise StoreError(
+                    f"{file}: {output} of frame {frame} is not there", remedy="`landmark-batch render` renders what is missing"
+                )
             array = self.array(output)
             if isinstance(file, Path) and (decode := frame_decoder(array)) is not None:
                 return decode(file, into)
             return np.asarray(array[frame])
+        except PermissionError as error:
+            raise unreadable(file, error) from error
         except DECODE_ERRORS as error:
             raise StoreError(
                 f"{file}: {output} of frame {frame} is damaged ({error})", remedy="`landmark-batch verify`, then render again"
@@ -236,3 +241,8 @@ class FrameStore:
         from .repair import repair_store
 
         return repair_store(self, flight, settings, owner=owner)
+
+
+def unreadable(file: StorePath, error: PermissionError) -> UnreadableError:
+    """Of a file that this user may not read: that is no damage."""
+    return UnreadableError(f"{file} cannot be read: {error.strerror or error}", remedy="change its permissions, or ask whoever wrote it")

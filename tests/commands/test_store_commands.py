@@ -81,6 +81,14 @@ def test_the_speed_is_that_of_the_last_ten_minutes() -> None:
     assert recent_speed({**chunks, 80: record(80, 90_000.0, seconds=4.0)}) == pytest.approx(0.25)
 
 
+def test_a_pause_does_not_count_as_slow() -> None:
+    chunks = {frame: record(frame, 100.0 + 4.0 * (frame // 8)) for frame in range(80)}
+    again = {**chunks, **{frame: record(frame, 300.0 + 4.0 * (frame // 8)) for frame in range(8)}}
+    assert recent_speed(again) == pytest.approx(2.0)
+    slow = {frame: record(frame, 100.0 * frame, seconds=60.0) for frame in range(4)}
+    assert recent_speed(slow) == pytest.approx(4 / 360), "between chunks of a minute it was no pause"
+
+
 def test_workers_that_commit_together_are_no_burst() -> None:
     first = {frame: record(frame, 100.0 + 1e-3 * (frame // 8), seconds=1.25, worker=f"w{frame // 8}") for frame in range(16)}
     assert recent_speed(first) == pytest.approx(1.6, rel=1e-3)  # two chunks of 8 frames in 10 s, not 8 frames in 1 ms

@@ -318,3 +318,11 @@ def test_uncompressed_pngs_show_the_same(tmp_path: Path) -> None:
     assert ImageExporter(source, tmp_path, ImageSettings(bit_depth=16, png_compression="none")).export().written == ()
     with pytest.raises(ConfigError, match="PNG compression 'zip'"):
         ImageSettings(png_compression="zip")
+
+
+@pytest.mark.parametrize("place", ["", "rgb", "new/deep"])
+def test_images_have_no_place_in_a_store(tmp_path: Path, place: str) -> None:
+    store = write_store(tmp_path / "city.zarr", {"rgb": pictures(1)})
+    with pytest.raises(ConfigError, match=r"no place in a frame store .*\n  name another folder"):
+        ImageExporter(open_source(store.path), store.path / place)
+    assert not (store.path / "new").exists()

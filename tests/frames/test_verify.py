@@ -8,10 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from landmark_batch.errors import StoreBusyError, StoreError
+from landmark_batch.errors import StoreBusyError, StoreError, UnreadableError
 from landmark_batch.frames.fingerprint import flight_fingerprints
 from landmark_batch.frames.inventory import check_frame
 from landmark_batch.frames.layout import StoreLayout, chunk_index
@@ -152,6 +153,30 @@ def test_newer_version_is_refused(whole: Path, fast_path: Path, monkeypatch: pyt
     monkeypatch.setattr("landmark_batch.frames.definition.VERSION", 0)
     with pytest.raises(StoreError, match="store version 1, this program knows version 0"):
         FrameStore.open(path)
+
+
+@pytest.mark.parametrize("name", ["open", "stat", "is_file"])
+@pytest.mark.parametrize("discard", [False, True])
+def test_what_may_not_be_read_is_not_damaged(
+    whole: Path, fast_path: Path, name: str, discard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither noted nor discarded: the next render would replace good frames."""
+    path = fast_path / "a.zarr"
+    shutil.copytree(whole, path)
+    store = FrameStore.open(path)
+    file, real = store.chunk_file("rgb", 1), getattr(Path, name)
+
+    def refuse(self: Path, *words: Any, **named: Any) -> Any:  # also for root
+        if self == file:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *words, **named)
+
+    with monkeypatch.context() as locked:
+        locked.setattr(Path, name, refuse)
+        with pytest.raises(UnreadableError, match=r"c\.1\.0\.0\.0 cannot be read: Permission denied"):
+            verify_store(path, discard_damaged=discard)
+    assert sorted(FrameStore.open(path).finished()) == [0, 1, 2, 3]
+    assert not store.layout.damaged.exists() and verify_store(path).ok
 
 
 def test_discard_makes_damaged_frames_missing(whole: Path, fast_path: Path) -> None:

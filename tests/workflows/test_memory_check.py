@@ -59,6 +59,19 @@ def test_a_scene_that_exceeds_a_gpu_is_refused(make_job: MakeJob, large: tuple[P
     assert make_plan(make_job(*words, "parallel.gpus=[0]"), machine=machine).placement is not None
 
 
+def test_a_frame_that_nothing_can_hold_is_refused(make_job: MakeJob) -> None:
+    huge = ("cameras.width=60000", "cameras.height=30000", "output.chunk_frames=1")
+    with pytest.raises(
+        ConfigError, match=r"60000, 30000: the pixels of a frame take .* for each of 2 workers, this .*\n.*1 fits; .*--width"
+    ):
+        make_plan(make_job(*huge, "parallel.workers=2"), machine=replace(MACHINE, memory=60 * 2**30))
+    with pytest.raises(ConfigError, match=r"for each of 1 worker, .*\n  render smaller"):
+        make_plan(make_job(*huge, "parallel.workers=0"), machine=replace(MACHINE, memory=20 * 2**30))
+    machine = replace(MACHINE, memory=60 * 2**30, gpus=(Gpu(0, "T4", 16 * 2**30),))
+    with pytest.raises(ConfigError, match=r"take 33.5 GiB of a GPU's memory, there are 16.0 GiB"):
+        make_plan(make_job(*huge, "parallel.device=cuda", "parallel.workers=0"), machine=machine)
+
+
 def test_blocks_in_hand_are_not_the_whole_scene(tmp_path: Path, make_job: MakeJob) -> None:
     _, store = write_town(tmp_path)
     cameras = write_flight(tmp_path)

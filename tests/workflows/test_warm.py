@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 
 import psutil
@@ -43,6 +46,23 @@ def test_workers_are_forked_from_it_and_it_leaves_nothing(monkeypatch: pytest.Mo
         assert found == (server, True)
         assert psutil.Process(server).num_threads() == 1, "what forks has one thread"
     assert not servers()
+
+
+@pytest.mark.parametrize("warmed", [True, False])
+def test_sigterm_to_every_process_ends_none_but_who_is_to_answer(warmed: bool, servers: Servers) -> None:
+    """As a batch job's end sends it: the client finishes the chunks in hand, with workers that are still there."""
+    with contextlib.ExitStack() as stack:
+        warm = stack.enter_context(WarmStart()) if warmed else None
+        cluster = start_cluster(PLACEMENT, dashboard=False, warm=warm)
+        stack.callback(cluster.close)
+        before = cluster.client.run(os.getpid, workers=renderers(cluster.client))
+        others = [process.pid for process in psutil.Process().children(recursive=True)]
+        assert set(before.values()) <= set(others) and (not warmed or set(servers()) <= set(others))
+        for process in others:
+            os.kill(process, signal.SIGTERM)
+        time.sleep(0.5)
+        assert cluster.client.run(os.getpid, workers=renderers(cluster.client)) == before
+        assert all(psutil.pid_exists(process) for process in others)
 
 
 def test_it_goes_while_it_still_imports(servers: Servers) -> None:
