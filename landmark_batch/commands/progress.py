@@ -94,7 +94,7 @@ class ProgressSink:
     def _prepare(self, event: Preparing) -> None:
         if event.what != self._preparing:
             self._preparing = event.what
-            self._say(f"{event.what} (once, a minute or two)" if event.share == 0 else event.what)
+            self._say(f"{event.what} (once, up to a minute or two)" if event.share == 0 else event.what)
 
     def _start(self, event: JobStarted) -> None:
         self._total, self._done = event.frames, event.frames - event.todo
@@ -108,6 +108,8 @@ class ProgressSink:
         there = f", {self._done:,} of {event.frames:,} stand already" if self._done else ""
         where = f"{count_of(event.workers, 'worker')}, runtime {event.runtime}"
         self._say(f"rendering {count_of(event.todo, 'frame')} in {count_of(event.chunks, 'chunk')} into {event.store}{there}; {where}")
+        if not event.workers:
+            self._say("no worker has joined yet: waiting (on a GPU host: landmark-batch worker ADDRESS)")
         if event.dashboard:
             self._say(f"dashboard: {event.dashboard}")
         if self._terminal:

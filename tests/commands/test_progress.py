@@ -113,6 +113,13 @@ def test_nothing_to_do_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "nothing to render: 48 frames stand in city.zarr\n"
 
 
+def test_who_waits_for_workers_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for workers in (0, 2):
+        with ProgressSink(terminal=False) as sink:
+            sink(replace(STARTED, workers=workers))
+        assert ("no worker has joined yet: waiting" in capsys.readouterr().err) == (workers == 0)
+
+
 def test_counts_and_shares(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     with counted("images", terminal=False) as tell:
